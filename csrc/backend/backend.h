@@ -1,0 +1,57 @@
+// backend.h: the seam between the graph and a machine.
+//
+// A Backend owns memory and threads or streams, places weights, and runs a step. It is used by one thread at a time
+// (the engine's worker); info() may be called from any.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/ops.h"
+#include "backend/weight.h"
+
+namespace gemmantle {
+
+enum class Mode { exact, fast };
+
+struct BackendOptions {
+  std::string device = "auto";  // auto, cpu, reference, cuda
+  int threads = 0;              // 0: physical cores the process may use
+  Mode mode = Mode::exact;
+};
+
+struct BackendInfo {
+  std::string device;
+  std::string isa;  // kernel table in use; empty where there is none
+  int threads = 1;
+};
+
+// Zeroed memory of a backend, given back when the last copy goes.
+struct Buffer {
+  std::shared_ptr<void> owner;
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual BackendInfo info() const = 0;
+  virtual DType activation_dtype() const = 0;
+  virtual Buffer allocate(size_t bytes) = 0;
+
+  // A copy of host memory: norms, frequencies, small tables.
+  virtual Buffer upload(const void* host, size_t bytes) = 0;
+
+  // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
+  virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;
+
+  // Runs a step; returns after its results are visible to the host. Returns the smallest tag given to
+  // Ops::check_finite whose tensor was not finite, or kFinite.
+  static constexpr int kFinite = -1;
+  virtual int run(const std::function<void(Ops&)>& step) = 0;
+};
+
+}  // namespace gemmantle

@@ -1,0 +1,26 @@
+// cpu_isa.h: the kernel tables in this build, best first, and the choice among them.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "kernels/cpu/kernel_table.h"
+
+namespace gemmantle {
+
+struct CpuIsa {
+  const cpu::CpuKernels* kernels;
+  const char* needs;  // instructions, in words
+  bool supported;     // by this processor and operating system
+};
+
+std::span<const CpuIsa> cpu_isas();
+
+// The first supported table, or the one that `forced` names. Throws invalid_argument for a name that is not there or
+// cannot run here, listing what can.
+const CpuIsa& choose_cpu_isa(const std::string& forced);
+
+// choose_cpu_isa() of the environment variable GEMMANTLE_CPU_ISA.
+const CpuIsa& choose_cpu_isa();
+
+}  // namespace gemmantle

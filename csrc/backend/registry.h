@@ -1,0 +1,24 @@
+// registry.h: the devices there are, with a reason for each one that cannot be used.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+
+namespace gemmantle {
+
+struct DeviceInfo {
+  std::string name;  // what `device=` takes
+  std::string description;
+  bool available = false;
+  std::string reason;  // why not; empty when available
+};
+
+std::vector<DeviceInfo> devices();
+
+// Throws invalid_argument for an unknown name, unsupported with the reason for one that is not available.
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+}  // namespace gemmantle

@@ -1,0 +1,62 @@
+#include "core/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "core/bytes.h"
+#include "core/error.h"
+
+namespace gemmantle {
+namespace {
+
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+}  // namespace
+
+std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
+  // O_NONBLOCK: opening a pipe must not wait for its writer.
+  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  if (file.fd < 0) {
+    const int reason = errno;
+    if (reason == ENOENT || reason == ENOTDIR) {
+      throw Error(ErrorCode::not_found, str("file ", quote(path), " does not exist; check the path"));
+    }
+    throw Error(ErrorCode::invalid_argument,
+                str("file ", quote(path), " cannot be opened: ", std::strerror(reason), "; check its permissions"));
+  }
+  struct stat status {};
+  if (::fstat(file.fd, &status) != 0) {
+    throw Error(ErrorCode::invalid_argument, str("file ", quote(path), " cannot be read: ", std::strerror(errno)));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ErrorCode::unsupported, str(quote(path), " is a ", S_ISDIR(status.st_mode) ? "folder" : "device or pipe",
+                                            "; a regular file is needed, because model files are mapped into memory"));
+  }
+  const auto size = static_cast<size_t>(status.st_size);
+  const std::byte* data = nullptr;
+  if (size > 0) {
+    void* map = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.fd, 0);
+    if (map == MAP_FAILED) {
+      throw Error(ErrorCode::invalid_argument, str("file ", quote(path), " (", size, " bytes) cannot be mapped: ",
+                                                   std::strerror(errno), "; is its file system local?"));
+    }
+    data = static_cast<const std::byte*>(map);
+  }
+  return std::shared_ptr<const MappedFile>(new MappedFile(path, {data, size}));
+}
+
+MappedFile::~MappedFile() {
+  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+}
+
+}  // namespace gemmantle

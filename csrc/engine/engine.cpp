@@ -1,0 +1,343 @@
+#include "engine/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include "engine/batch_builder.h"
+#include "engine/fork_guard.h"
+
+namespace gemmantle {
+namespace {
+
+// What a failed step tells its sequences.
+Error as_error(std::exception_ptr failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::bad_alloc&) {
+    return Error(ErrorCode::out_of_memory, "the machine has no memory left for this step: ask for less at a time");
+  } catch (const std::exception& error) {
+    return Error(ErrorCode::internal, error.what());
+  } catch (...) {
+    return Error(ErrorCode::internal, "a step failed without a reason");
+  }
+}
+
+}  // namespace
+
+struct Engine::Parts {
+  Parts(std::unique_ptr<StepRunner> step_runner, const EngineLimits& engine_limits,
+        std::shared_ptr<const Vocabulary> words, const EngineOptions& engine_options)
+      : limits(engine_limits),
+        options(engine_options),
+        vocabulary(std::move(words)),
+        runner(std::move(step_runner)),
+        scheduler(limits.scheduler),
+        builder(limits.scheduler) {
+    publish_stats();
+    worker = std::thread([this] { work(); });
+  }
+
+  // The worker's loop and its steps.
+  void work();
+  bool take_in();
+  void drop_cancelled();
+  void step();
+  void publish(const std::vector<ScheduledRows>& plan);
+  void finish(Sequence& sequence, Delta&& last);
+  void fail(Sequence& sequence, const Error& error);
+  void publish_stats();
+
+  const EngineLimits limits;
+  const EngineOptions options;
+  const std::shared_ptr<const Vocabulary> vocabulary;
+
+  // Of the worker alone.
+  std::unique_ptr<StepRunner> runner;
+  Scheduler scheduler;
+  BatchBuilder builder;
+  std::vector<SampledToken> sampled;
+  EngineStats counts;
+
+  mutable std::mutex mutex;
+  std::condition_variable wake;
+  std::vector<std::unique_ptr<Sequence>> inbox;
+  EngineStats stats;
+  bool is_closing = false;
+
+  std::mutex close_mutex;  // held while joining
+  std::thread worker;
+};
+
+Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
+    : owner_(::getpid()) {
+  const KvLayout layout(model->config(), std::max<int64_t>(1, options.block_size));
+  const EngineLimits limits = derive_limits(options, model->config(), layout, free_memory());
+  auto runner = std::make_unique<ModelRunner>(std::move(model), layout, limits.scheduler);
+  parts_ = std::make_unique<Parts>(std::move(runner), limits, std::move(vocabulary), options);
+}
+
+Engine::Engine(std::unique_ptr<StepRunner> runner, const EngineLimits& limits,
+               std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
+    : parts_(std::make_unique<Parts>(std::move(runner), limits, std::move(vocabulary), options)), owner_(::getpid()) {}
+
+Engine::~Engine() {
+  // In a forked child the worker does not exist and its locks may be held for ever: nothing there can be taken apart.
+  if (::getpid() != owner_) {
+    [[maybe_unused]] const Parts* left = parts_.release();
+    return;
+  }
+  close();
+}
+
+Generation Engine::submit(std::vector<int32_t> ids, SamplingParams params) {
+  return enqueue(std::move(ids), std::move(params), "prompt", {}, std::nullopt);
+}
+
+LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks, bool last_only) {
+  refuse_in_child(owner_);
+  const auto n = static_cast<int64_t>(ids.size());
+  std::vector<int64_t> chunk_ends;
+  int64_t sum = 0;
+  for (const int64_t rows : chunks) {
+    if (rows < 1 || rows > n - sum) {
+      throw Error(ErrorCode::invalid_argument,
+                  str("a chunk of ", rows, " rows after ", sum, " of ", n, " ids; chunks are positive and sum up to the ids"),
+                  "chunks");
+    }
+    chunk_ends.push_back(sum += rows);
+  }
+  if (!chunks.empty() && sum != n) {
+    throw Error(ErrorCode::invalid_argument, str("chunks sum up to ", sum, "; there are ", n, " ids"), "chunks");
+  }
+  SamplingParams params;
+  params.max_tokens = 0;
+  const int64_t rows = last_only ? std::min<int64_t>(n, 1) : n;
+  const int64_t cols = parts_->limits.vocabulary;
+  if (n > parts_->limits.max_context) {
+    throw Error(ErrorCode::context_length,
+                str("the ids are ", n, " long; this engine's context is ", parts_->limits.max_context), "ids");
+  }
+  LogitsSink sink{std::shared_ptr<float[]>(new float[static_cast<size_t>(rows * cols)]), last_only};
+  std::shared_ptr<float[]> values = sink.values;
+  return {enqueue(std::move(ids), std::move(params), "ids", std::move(chunk_ends), std::move(sink)), std::move(values),
+          rows, cols};
+}
+
+Generation Engine::enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, const char* field,
+                           std::vector<int64_t>&& chunk_ends, std::optional<LogitsSink>&& sink) {
+  refuse_in_child(owner_);
+  const EngineLimits& limits = parts_->limits;
+  const auto n = static_cast<int64_t>(ids.size());
+  params.validate(limits.vocabulary);
+  if (ids.empty()) throw Error(ErrorCode::invalid_argument, str(field, " is empty: give at least one id"), field);
+  for (const int32_t id : ids) {
+    if (id >= 0 && id < limits.vocabulary) continue;
+    throw Error(ErrorCode::invalid_argument,
+                str(field, " has id ", id, "; the model's vocabulary has ids 0 to ", limits.vocabulary - 1), field);
+  }
+  if (n + (params.max_tokens == 0 ? 0 : 1) > limits.max_context) {
+    throw Error(ErrorCode::context_length,
+                str("the prompt is ", n, " tokens long and leaves no room for a reply: this engine's context is ",
+                    limits.max_context, "; shorten the prompt or load with a larger max_context"),
+                field);
+  }
+  if (!parts_->vocabulary) {
+    const char* wants_text = !params.stop.empty() ? "stop" : params.channels ? "channels" : nullptr;
+    if (wants_text != nullptr) {
+      throw Error(ErrorCode::invalid_argument,
+                  str(wants_text, " needs text, and this engine has no vocabulary: load a folder with its tokenizer"),
+                  wants_text);
+    }
+  }
+
+  auto mailbox = std::make_shared<Mailbox>();
+  Generation generation(mailbox);
+  auto sequence = std::make_unique<Sequence>(std::move(ids), std::move(params), parts_->options.eos_ids,
+                                             limits.max_context, parts_->vocabulary, std::move(mailbox));
+  sequence->chunk_ends = std::move(chunk_ends);
+  sequence->sink = std::move(sink);
+  for (int g = 0; g < kKvGroups; ++g) {
+    const int64_t chunk = std::max(limits.scheduler.max_rows, sequence->largest_chunk());
+    const int64_t needed = Scheduler::blocks_needed(limits.scheduler, g, n, chunk);
+    if (needed > limits.scheduler.blocks[static_cast<size_t>(g)]) {
+      throw Error(ErrorCode::invalid_argument,
+                  str("a chunk of ", chunk, " rows needs ", needed, " KV blocks and there are ",
+                      limits.scheduler.blocks[static_cast<size_t>(g)], ": use smaller chunks"),
+                  "chunks");
+    }
+  }
+  {
+    const std::lock_guard lock(parts_->mutex);
+    if (parts_->is_closing) throw Error(ErrorCode::closed, "this engine is closed: load the model again");
+    const int64_t queued = parts_->stats.queued + static_cast<int64_t>(parts_->inbox.size());
+    const bool has_place = parts_->stats.running + queued < limits.scheduler.max_sequences;
+    if (queued >= limits.max_queue && !has_place) {
+      throw Error(ErrorCode::queue_full,
+                  str(queued, " requests are waiting, which is the limit (max_queue): try again later"));
+    }
+    parts_->inbox.push_back(std::move(sequence));
+  }
+  parts_->wake.notify_one();
+  return generation;
+}
+
+EngineStats Engine::stats() const {
+  refuse_in_child(owner_);
+  const std::lock_guard lock(parts_->mutex);
+  EngineStats stats = parts_->stats;
+  stats.queued += static_cast<int64_t>(parts_->inbox.size());
+  return stats;
+}
+
+int64_t Engine::max_context() const { return parts_->limits.max_context; }
+
+void Engine::close() {
+  if (::getpid() != owner_) return;
+  {
+    const std::lock_guard lock(parts_->mutex);
+    parts_->is_closing = true;
+  }
+  parts_->wake.notify_one();
+  const std::lock_guard lock(parts_->close_mutex);
+  if (parts_->worker.joinable()) parts_->worker.join();
+}
+
+void Engine::Parts::work() {
+  while (take_in()) {
+    drop_cancelled();
+    if (!scheduler.is_empty()) step();
+    publish_stats();
+  }
+  const Error closed(ErrorCode::closed, "the engine was closed while this request ran");
+  for (Sequence* sequence : scheduler.sequences()) fail(*sequence, closed);
+  // Nothing of the model is needed any more: the cache goes when the engine is closed, not when it is collected.
+  runner.reset();
+  publish_stats();
+}
+
+// Waits for something to do. False when the engine closes.
+bool Engine::Parts::take_in() {
+  std::unique_lock lock(mutex);
+  if (scheduler.is_empty()) wake.wait(lock, [&] { return is_closing || !inbox.empty(); });
+  for (std::unique_ptr<Sequence>& sequence : inbox) scheduler.add(std::move(sequence));
+  inbox.clear();
+  // Counted here, so that a request is never in neither the inbox nor the queue.
+  stats.queued = scheduler.waiting();
+  stats.running = scheduler.running();
+  return !is_closing;
+}
+
+void Engine::Parts::drop_cancelled() {
+  for (Sequence* sequence : scheduler.sequences()) {
+    if (sequence->mailbox().is_cancelled()) finish(*sequence, sequence->end(FinishReason::cancelled));
+  }
+}
+
+void Engine::Parts::step() {
+  const std::vector<ScheduledRows> plan = scheduler.plan();
+  if (plan.empty()) {
+    // A sequence that is alone always fits, so this is a fault of ours; ending one keeps the others alive.
+    fail(*scheduler.sequences().front(), Error(ErrorCode::internal, "no sequence could be scheduled"));
+    return;
+  }
+  try {
+    const Batch& batch = builder.build(plan);
+    const Tensor logits = runner->forward(batch);
+    const std::vector<BatchBuilder::Wanted>& wanted = builder.wanted();
+    GEMMANTLE_CHECK(logits.rows == static_cast<int64_t>(wanted.size()), logits.rows, " rows of ", wanted.size());
+    for (size_t r = 0; r < wanted.size(); ++r) {
+      if (!wanted[r].keeps) continue;
+      const LogitsSink& sink = *wanted[r].sequence->sink;
+      const int64_t row = sink.last_only ? 0 : wanted[r].position;
+      std::memcpy(sink.values.get() + row * logits.cols, logits.row(static_cast<int64_t>(r)),
+                  static_cast<size_t>(logits.cols) * sizeof(float));
+    }
+    sampled.resize(builder.sample_rows().size());
+    if (!sampled.empty()) runner->sample(logits, builder.sample_rows(), sampled);
+  } catch (...) {
+    const Error error = as_error(std::current_exception());
+    for (const ScheduledRows& entry : plan) fail(*entry.sequence, error);
+    return;
+  }
+  ++counts.steps;
+  publish(plan);
+}
+
+void Engine::Parts::publish(const std::vector<ScheduledRows>& plan) {
+  for (const ScheduledRows& entry : plan) {
+    const int64_t before = std::min(entry.sequence->computed, entry.sequence->prompt_size());
+    entry.sequence->computed += entry.rows;
+    counts.prompt_tokens += std::min(entry.sequence->computed, entry.sequence->prompt_size()) - before;
+  }
+  const std::vector<BatchBuilder::Wanted>& wanted = builder.wanted();
+  for (size_t r = 0; r < sampled.size(); ++r) {
+    if (wanted[r].scores) wanted[r].sequence->set_score(wanted[r].position, sampled[r]);
+  }
+  // At most one row of a sequence is drawn, so a sequence that ends here is not met again below.
+  std::vector<Sequence*> complete;
+  for (const ScheduledRows& entry : plan) {
+    if (entry.sequence->is_complete()) complete.push_back(entry.sequence);
+  }
+  for (size_t r = 0; r < sampled.size(); ++r) {
+    if (!wanted[r].draws) continue;
+    Sequence& sequence = *wanted[r].sequence;
+    try {
+      if (sampled[r].id < 0) {
+        throw Error(ErrorCode::invalid_argument,
+                    "no token may be drawn: suppress, logit_bias or the allowed set exclude all of them", "suppress");
+      }
+      Delta delta = sequence.accept(sampled[r]);
+      ++counts.generated_tokens;
+      if (delta.finish == FinishReason::none) {
+        sequence.mailbox().publish(std::move(delta));
+      } else {
+        finish(sequence, std::move(delta));
+      }
+    } catch (...) {
+      fail(sequence, as_error(std::current_exception()));
+    }
+  }
+  for (Sequence* sequence : complete) finish(*sequence, sequence->end(FinishReason::length));
+}
+
+void Engine::Parts::finish(Sequence& sequence, Delta&& last) {
+  const std::unique_ptr<Sequence> ended = scheduler.remove(&sequence);
+  publish_stats();  // whoever sees the end sees the blocks free
+  sequence.mailbox().finish(std::move(last), sequence.take_prompt_logprobs());
+}
+
+void Engine::Parts::fail(Sequence& sequence, const Error& error) {
+  const std::unique_ptr<Sequence> ended = scheduler.remove(&sequence);
+  publish_stats();
+  sequence.mailbox().fail(error);
+}
+
+void Engine::Parts::publish_stats() {
+  counts.queued = scheduler.waiting();
+  counts.running = scheduler.running();
+  counts.preemptions = scheduler.preemptions();
+  for (int g = 0; g < kKvGroups; ++g) {
+    counts.blocks_free[g] = scheduler.pool(g).available();
+    counts.blocks_total[g] = scheduler.pool(g).total();
+  }
+  counts.kv_bytes = runner ? runner->kv_bytes() : 0;
+  counts.work_bytes = runner ? runner->work_bytes() : 0;
+  counts.max_context = limits.max_context;
+  counts.max_sequences = limits.scheduler.max_sequences;
+  counts.max_rows = limits.scheduler.max_rows;
+  counts.max_queue = limits.max_queue;
+  counts.block_size = limits.scheduler.block_size;
+  counts.deterministic = options.deterministic;
+  const std::lock_guard lock(mutex);
+  stats = counts;
+}
+
+}  // namespace gemmantle

@@ -1,0 +1,73 @@
+// scheduler.h: which rows run in the next step, and who holds which blocks.
+//
+// A step takes one row of every sequence that decodes, then as much prompt as fits the budget of rows, oldest first.
+// A sequence is admitted when the blocks of all its tokens are free; the full group's are taken at once, the sliding
+// group's as it goes, and those behind the window are given back. When blocks run out the youngest sequence gives its
+// own back and waits to be computed again. Numbers only: no model, no threads.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/block_pool.h"
+#include "engine/sequence.h"
+
+namespace gemmantle {
+
+struct SchedulerLimits {
+  int64_t max_rows = 512;        // of a step; one explicit chunk may be larger
+  int64_t max_logit_rows = 512;  // of a step, for sequences that want all of them
+  int64_t max_sequences = 16;
+  int64_t block_size = 16;
+  int64_t window = 0;                      // of the sliding group
+  std::array<int64_t, kKvGroups> blocks{};  // of each group; 0: no layer uses the group
+};
+
+struct ScheduledRows {
+  Sequence* sequence;
+  int64_t rows;  // positions [computed, computed + rows)
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerLimits& limits);
+
+  void add(std::unique_ptr<Sequence> sequence);  // behind all that wait
+  // The next step; empty only when there is nothing to do. Valid until the next call of plan or remove.
+  const std::vector<ScheduledRows>& plan();
+  // Takes a sequence out, wherever it is, and its blocks back.
+  std::unique_ptr<Sequence> remove(const Sequence* sequence);
+
+  bool is_empty() const { return waiting_.empty() && running_.empty(); }
+  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t preemptions() const { return preemptions_; }
+  const BlockPool& pool(int group) const { return pools_[static_cast<size_t>(group)]; }
+  std::vector<Sequence*> sequences() const;
+
+  // Blocks of a group that one sequence of `tokens` needs at the same time when it runs in chunks of up to `chunk` rows.
+  static int64_t blocks_needed(const SchedulerLimits& limits, int group, int64_t tokens, int64_t chunk);
+
+ private:
+  bool schedule(Sequence& sequence, int64_t rows);  // false when it had to give its blocks back itself
+  bool allocate(Sequence& sequence, int64_t end);
+  void release_behind_window(Sequence& sequence);
+  void release(Sequence& sequence);
+  void preempt_youngest();
+  bool admit_next();
+  int64_t prefill_rows(const Sequence& sequence) const;
+
+  SchedulerLimits limits_;
+  std::array<BlockPool, kKvGroups> pools_;
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
+  std::vector<ScheduledRows> plan_;
+  int64_t rows_left_ = 0;
+  int64_t logit_rows_left_ = 0;
+  int64_t preemptions_ = 0;
+};
+
+}  // namespace gemmantle

@@ -1,0 +1,148 @@
+#include "engine/sequence.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace gemmantle {
+namespace {
+
+bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+
+std::vector<std::pair<int32_t, float>> top_of(const SampledToken& token) {
+  std::vector<std::pair<int32_t, float>> top;
+  top.reserve(static_cast<size_t>(token.n_top));
+  for (int j = 0; j < token.n_top; ++j) top.emplace_back(token.top_ids[j], token.top_logprobs[j]);
+  return top;
+}
+
+}  // namespace
+
+Sequence::Sequence(std::vector<int32_t> prompt, SamplingParams params, const std::vector<int32_t>& eos,
+                   int64_t max_context, std::shared_ptr<const Vocabulary> vocabulary, std::shared_ptr<Mailbox> mailbox)
+    : tokens_(std::move(prompt)),
+      prompt_size_(static_cast<int64_t>(tokens_.size())),
+      params_(std::move(params)),
+      text_(std::move(vocabulary), params_),
+      mailbox_(std::move(mailbox)) {
+  const int64_t room = std::max<int64_t>(0, max_context - prompt_size_);
+  limit_ = params_.max_tokens < 0 ? room : std::min(params_.max_tokens, room);
+  if (!params_.ignore_eos) eos_ = eos;
+  banned_ = params_.suppress;
+  banned_early_ = banned_;
+  banned_early_.insert(banned_early_.end(), eos_.begin(), eos_.end());
+  banned_early_.insert(banned_early_.end(), params_.stop_token_ids.begin(), params_.stop_token_ids.end());
+  for (const auto& [id, bias] : params_.logit_bias) bias_.push_back({id, bias});
+  for (const int32_t id : tokens_) count(id);
+  for (TokenCount& entry : seen_) entry.count = 0;
+  if (params_.prompt_logprobs >= 0) prompt_logprobs_.resize(static_cast<size_t>(prompt_size_));
+}
+
+// Without penalties nothing is counted.
+void Sequence::count(int32_t id) {
+  const bool prompt_counts = params_.repetition_penalty != 1;
+  const bool output_counts = prompt_counts || params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+  if (output_size() == 0 ? !prompt_counts : !output_counts) return;
+  const auto [entry, is_new] = seen_index_.try_emplace(id, seen_.size());
+  if (is_new) seen_.push_back({id, 0});
+  ++seen_[entry->second].count;
+}
+
+bool Sequence::scores_at(int64_t position) const {
+  return params_.prompt_logprobs >= 0 && position + 1 < prompt_size_ &&
+         !prompt_logprobs_[static_cast<size_t>(position + 1)];
+}
+
+SampleRow Sequence::sample_row(int64_t position) const {
+  SampleRow row;
+  row.temperature = static_cast<float>(params_.temperature);
+  row.top_k = static_cast<int32_t>(params_.top_k);
+  row.top_p = static_cast<float>(params_.top_p);
+  row.min_p = static_cast<float>(params_.min_p);
+  row.repetition_penalty = static_cast<float>(params_.repetition_penalty);
+  row.presence_penalty = static_cast<float>(params_.presence_penalty);
+  row.frequency_penalty = static_cast<float>(params_.frequency_penalty);
+  row.seen = seen_.data();
+  row.n_seen = static_cast<int64_t>(seen_.size());
+  row.bias = bias_.data();
+  row.n_bias = static_cast<int64_t>(bias_.size());
+  const std::vector<int32_t>& banned = output_size() < params_.min_tokens ? banned_early_ : banned_;
+  row.banned = banned.data();
+  row.n_banned = static_cast<int64_t>(banned.size());
+  row.seed = params_.seed;
+  row.choice = params_.choice;
+  row.position = static_cast<uint64_t>(position + 1);
+  row.top_logprobs = params_.logprobs;
+  return row;
+}
+
+SampleRow Sequence::score_row(int64_t position) const {
+  SampleRow row;
+  row.forced = token(position + 1);
+  row.top_logprobs = params_.prompt_logprobs;
+  return row;
+}
+
+int64_t Sequence::largest_chunk() const {
+  int64_t largest = 0;
+  int64_t begin = 0;
+  for (const int64_t end : chunk_ends) {
+    largest = std::max(largest, end - begin);
+    begin = end;
+  }
+  return largest;
+}
+
+TokenInfo Sequence::token_info(const SampledToken& token, Channel channel) const {
+  return {token.id, channel, std::string(text_.bytes(token.id)), std::nullopt, {}};
+}
+
+void Sequence::set_score(int64_t position, const SampledToken& token) {
+  TokenInfo info = token_info(token, Channel::content);
+  info.logprob = token.logprob;
+  info.top = top_of(token);
+  prompt_logprobs_[static_cast<size_t>(position + 1)] = std::move(info);
+}
+
+Delta Sequence::accept(const SampledToken& token) {
+  const bool may_stop = output_size() >= params_.min_tokens;
+  tokens_.push_back(token.id);
+  count(token.id);
+  const bool is_eos = may_stop && contains(eos_, token.id);
+  const bool is_stop_id = may_stop && contains(params_.stop_token_ids, token.id);
+  const bool is_end = (is_eos || is_stop_id) && !params_.include_stop;
+
+  Delta delta;
+  TextFlow::Step step = text_.feed(token.id, is_end, may_stop);
+  for (Piece& piece : step.pieces) delta.append(std::move(piece));
+  TokenInfo info = token_info(token, step.channel);
+  if (params_.logprobs >= 0) {
+    info.logprob = token.logprob;
+    info.top = top_of(token);
+  }
+  delta.tokens.push_back(std::move(info));
+  if (step.channel == Channel::thought) ++reasoning_;
+
+  if (step.stopped) {
+    delta.finish = FinishReason::stop;
+    if (step.stop != nullptr) delta.stop_reason = *step.stop;
+    delta.usage = usage();
+  } else if (is_eos || is_stop_id) {
+    delta.stop_reason = token.id;
+    delta.append(end(FinishReason::stop));
+  } else if (output_size() == limit_) {
+    delta.append(end(FinishReason::length));
+  }
+  return delta;
+}
+
+Delta Sequence::end(FinishReason reason) {
+  Delta delta;
+  delta.finish = reason;
+  for (Piece& piece : text_.finish()) delta.append(std::move(piece));
+  delta.usage = usage();
+  return delta;
+}
+
+Usage Sequence::usage() const { return {prompt_size_, output_size(), reasoning_, 0}; }
+
+}  // namespace gemmantle

@@ -1,0 +1,93 @@
+// sequence.h: one request inside the engine: its tokens, how far they are computed, its blocks, its end.
+//
+// Owned by the engine's worker and touched by nobody else; the consumer sees the Mailbox only.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "backend/ops.h"
+#include "engine/generation.h"
+#include "engine/sampling.h"
+#include "engine/text_flow.h"
+
+namespace gemmantle {
+
+// What is kept of the logits of a sequence, besides what is drawn from them.
+struct LogitsSink {
+  std::shared_ptr<float[]> values;  // [rows, vocabulary]
+  bool last_only = false;
+};
+
+class Sequence {
+ public:
+  // `eos`: ids that end the output. The params are valid for the model, the prompt is not empty.
+  Sequence(std::vector<int32_t> prompt, SamplingParams params, const std::vector<int32_t>& eos, int64_t max_context,
+           std::shared_ptr<const Vocabulary> vocabulary, std::shared_ptr<Mailbox> mailbox);
+
+  int64_t size() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t prompt_size() const { return prompt_size_; }
+  int64_t output_size() const { return size() - prompt_size_; }
+  int64_t pending() const { return size() - computed; }
+  int32_t token(int64_t position) const { return tokens_[static_cast<size_t>(position)]; }
+  const SamplingParams& params() const { return params_; }
+  Mailbox& mailbox() const { return *mailbox_; }
+
+  // Whether the logits of a position are wanted when it is computed, and for what.
+  bool draws_at(int64_t position) const { return position + 1 == size() && limit_ > output_size(); }
+  bool scores_at(int64_t position) const;  // the log-probability of the prompt's next token
+  bool keeps_at(int64_t position) const { return sink && (!sink->last_only || position + 1 == size()); }
+  bool wants_all() const {
+    return (params_.prompt_logprobs >= 0 && computed + 1 < prompt_size_) || (sink && !sink->last_only);
+  }
+
+  // The row for the sampler; its views live until the next token.
+  SampleRow sample_row(int64_t position) const;
+  SampleRow score_row(int64_t position) const;
+
+  void set_score(int64_t position, const SampledToken& token);
+  // A drawn token: its text, and whether the output ends with it. Returns the delta; finish says the end.
+  Delta accept(const SampledToken& token);
+  // The end without a further token.
+  Delta end(FinishReason reason);
+  PromptLogprobs take_prompt_logprobs() { return std::move(prompt_logprobs_); }
+  bool is_complete() const { return pending() == 0 && limit_ == output_size(); }
+
+  int64_t computed = 0;  // positions whose K and V are stored
+
+  // Physical block of each logical block, -1 where it was given back; `first` is the first that is held.
+  struct Blocks {
+    std::vector<int32_t> table;
+    int64_t first = 0;
+  };
+  std::array<Blocks, kKvGroups> blocks;
+
+  std::vector<int64_t> chunk_ends;  // positions where a chunk of the prompt has to end; empty: anywhere
+  int64_t largest_chunk() const;    // 0 where they are free
+  std::optional<LogitsSink> sink;
+
+ private:
+  TokenInfo token_info(const SampledToken& token, Channel channel) const;
+  void count(int32_t id);
+  Usage usage() const;
+
+  std::vector<int32_t> tokens_;  // prompt, then output
+  int64_t prompt_size_;
+  SamplingParams params_;
+  int64_t limit_;  // most tokens of output
+  std::vector<int32_t> eos_;  // empty with ignore_eos
+  std::vector<int32_t> banned_, banned_early_;  // the latter while the output is shorter than min_tokens
+  std::vector<TokenBias> bias_;
+  std::vector<TokenCount> seen_;  // kept where a penalty needs it
+  std::unordered_map<int32_t, size_t> seen_index_;
+  TextFlow text_;
+  int64_t reasoning_ = 0;
+  PromptLogprobs prompt_logprobs_;
+  std::shared_ptr<Mailbox> mailbox_;
+};
+
+}  // namespace gemmantle

@@ -1,0 +1,53 @@
+// model.h: a configuration, its placed weights and a backend: one call runs one step.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/config.h"
+#include "model/kv_cache.h"
+
+namespace gemmantle {
+
+class Checkpoint;
+class ModelWeights;
+class Activations;
+
+struct ModelInfo {
+  BackendInfo backend;
+  Mode mode = Mode::exact;
+  int64_t parameters = 0;    // used by the decoder
+  int64_t weight_bytes = 0;  // as stored
+  std::vector<std::string> formats;
+};
+
+// Not safe for concurrent forward calls: the engine's worker is its only caller.
+class Model {
+ public:
+  // Throws not_found, corrupt_file, unsupported, invalid_argument, naming file, tensor and what was wanted.
+  static std::shared_ptr<Model> load(const std::string& path, const BackendOptions& options);
+  ~Model();
+
+  const ModelConfig& config() const;
+  const ModelInfo& info() const;
+  Backend& backend();
+
+  // Makes room for steps of up to `rows` rows and `logit_rows` wanted rows; forward grows it when a step needs more.
+  void reserve(int64_t rows, int64_t logit_rows);
+  int64_t work_bytes() const;
+
+  // Runs one step: writes K and V of every row, and the logits after softcap of batch.logit_rows, one row each, f32.
+  // Layers that reuse KV run only for the rows whose logits are wanted (architecture 1.6). The tensor is valid until
+  // the next call. Throws corrupt_file naming the first bad weight when a hidden state is not finite.
+  Tensor forward(const Batch& batch, KvCache& kv);
+
+ private:
+  Model();
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace gemmantle

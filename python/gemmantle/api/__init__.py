@@ -1,0 +1,190 @@
+"""The OpenAI surface as one handler: request -> reply, with or without an event loop.
+
+The in-process transports, and later a server, stand in front of the same `Handler`. It knows routes, not HTTP
+libraries; every failure leaves it as an answer (spec api T-8), save `Expired`, which each door turns into its own
+timeout, and what interrupts the caller itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gemmantle.api import chat, completions, models
+from gemmantle.api.common import new_id
+from gemmantle.api.problems import Expired, Problem, problem_of
+from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
+from gemmantle.api.repeats import Repeats
+from gemmantle.api.schemas import parse_body
+from gemmantle.api.stream import Answer, EventStream, Pace, Work, encode_json
+from gemmantle.errors import RequestError
+
+__all__ = ["ByteStream", "Expired", "Handler", "ModelSource", "Reply", "Request"]
+
+_PREFIXES = ("/openai/v1", "/v1")
+_LARGE_BODY = 32 << 10  # above this, validating and encoding is moved off the event loop
+
+_Start = Callable[[dict[str, Any], ServingEngine], tuple[Work, Answer]]
+_GENERATING: dict[str, _Start] = {
+    "/chat/completions": chat.start,
+    "/completions": completions.start,
+}
+
+
+class Handler:
+    """Answers requests with the models of one source. Safe from any thread; bound to no loop."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self._pace = Pace()
+        self._repeats = Repeats()
+
+    def handle(self, request: Request) -> Reply:
+        """Blocks until the answer, or the head of the stream, is there."""
+        started = time.perf_counter()
+        try:
+            start = _route(request)
+            if start is None:
+                return _done(started, self._look_up(request))
+            return self._repeats.run(request, lambda: self._generate(request, start, started))
+        except Expired:
+            raise
+        except Exception as exc:
+            return _failed(started, problem_of(exc))
+
+    async def ahandle(self, request: Request) -> Reply:
+        """The same without blocking the running loop: loading and large prompts go to a thread."""
+        started = time.perf_counter()
+        try:
+            start = _route(request)
+            if start is None:
+                return _done(started, self._look_up(request))
+            return await self._repeats.arun(request, lambda: self._agenerate(request, start, started))
+        except Expired:
+            raise
+        except Exception as exc:
+            return _failed(started, problem_of(exc))
+
+    def _generate(self, request: Request, start: _Start, started: float) -> Reply:
+        try:
+            deadline = _deadline(request)
+            work, answer, name = self._begin(request, start)
+            if answer.stream:
+                return self._streamed(request, work, answer, name, started)
+            while work.running:
+                for choice, delta in work.collect(deadline):
+                    answer.feed(choice, delta)
+            return _done(started, answer.body(), name)
+        except Expired:
+            raise
+        except Exception as exc:
+            return _failed(started, problem_of(exc))
+
+    async def _agenerate(self, request: Request, start: _Start, started: float) -> Reply:
+        try:
+            deadline = _deadline(request)
+            if len(request.body) > _LARGE_BODY or self._needs_loading(request):
+                from anyio import to_thread
+
+                work, answer, name = await to_thread.run_sync(self._begin, request, start)
+            else:
+                work, answer, name = self._begin(request, start)
+            if answer.stream:
+                return self._streamed(request, work, answer, name, started)
+            while work.running:
+                for choice, delta in await work.acollect(deadline):
+                    answer.feed(choice, delta)
+            return _done(started, answer.body(), name)
+        except Expired:
+            raise
+        except Exception as exc:
+            return _failed(started, problem_of(exc))
+
+    def _begin(self, request: Request, start: _Start) -> tuple[Work, Answer, str]:
+        body = parse_body(request.body)
+        name = body.get("model")
+        if name is None:
+            raise RequestError("`model` is missing", code="missing_required_parameter", param="model")
+        if not isinstance(name, str):
+            raise RequestError("`model` must be a string: a name, a folder or a .gguf file", param="model")
+        engine = self._source.find(name) or self._source.load(name)
+        work, answer = start(body, engine)
+        return work, answer, engine.profile.name
+
+    def _needs_loading(self, request: Request) -> bool:
+        try:
+            name = parse_body(request.body).get("model")
+        except RequestError:
+            return False  # refused below, in words
+        return isinstance(name, str) and self._source.find(name) is None
+
+    def _streamed(self, request: Request, work: Work, answer: Answer, name: str, started: float) -> Reply:
+        headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+        headers += _common_headers(started, name)
+        return Reply(200, headers, EventStream(work, answer, self._pace, request.timeout))
+
+    def _look_up(self, request: Request) -> dict[str, Any]:
+        path = _path(request)
+        if path == "/models":
+            return models.list_models(self._source)
+        return models.retrieve(self._source, path.removeprefix("/models/"))
+
+
+def _route(request: Request) -> _Start | None:
+    """The route that generates, None for the ones that look something up; raises for everything else."""
+    path = _path(request)
+    method = request.method.upper()
+    if path in _GENERATING:
+        if method == "POST":
+            return _GENERATING[path]
+        if method == "GET" and path == "/chat/completions":
+            raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    if path.startswith("/chat/completions/"):
+        raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
+    if path == "/models" or (path.startswith("/models/") and len(path) > len("/models/")):
+        if method == "GET":
+            return None
+        raise RequestError(f"{path[:200]} answers GET, not {method}", code="method_not_allowed")
+    known = ", ".join([*sorted(_GENERATING), "/models"])
+    raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
+
+
+def _path(request: Request) -> str:
+    """Prefixes /v1, /openai/v1 and none are equal (spec api T-3)."""
+    path = request.path
+    for prefix in _PREFIXES:
+        if path.startswith(prefix + "/"):
+            path = path[len(prefix) :]
+            break
+    return path.rstrip("/") or "/"
+
+
+def _deadline(request: Request) -> float | None:
+    return None if request.timeout is None else time.monotonic() + request.timeout
+
+
+def _common_headers(started: float, model: str | None = None) -> list[tuple[str, str]]:
+    headers = [
+        ("x-request-id", new_id("req_")),
+        ("openai-processing-ms", str(int((time.perf_counter() - started) * 1000))),
+        ("x-gemmantle-arm", "local"),
+    ]
+    if model is not None:
+        headers.append(("x-gemmantle-model", model.encode("ascii", "backslashreplace").decode("ascii")))
+    return headers
+
+
+def _done(started: float, value: dict[str, Any], model: str | None = None) -> Reply:
+    headers = [("content-type", "application/json"), *_common_headers(started, model)]
+    ignored = value.get("ignored_parameters")
+    if ignored:
+        headers.append(("x-gemmantle-ignored", json.dumps(ignored)))
+    return Reply(200, headers, encode_json(value).encode("utf-8", "backslashreplace"))
+
+
+def _failed(started: float, problem: Problem) -> Reply:
+    headers = [("content-type", "application/json"), *_common_headers(started), *problem.headers()]
+    return Reply(problem.status, headers, problem.body())

@@ -1,0 +1,150 @@
+"""What chat and plain completions share when they answer: ids, usage, log-probabilities, timings, admission."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gemmantle.api.protocol import Delta, Generation, Profile, Sampling, ServingEngine, Token
+from gemmantle.api.schemas import CommonRequest
+from gemmantle.api.stream import Work
+from gemmantle.errors import RequestError
+
+__all__ = ["Clock", "admit", "completion_usage", "details", "new_id", "sampled_text", "token_entry", "token_text"]
+
+_LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+
+
+def new_id(prefix: str) -> str:
+    """`prefix` and 24 random hexadecimal digits."""
+    return prefix + secrets.token_hex(12)
+
+
+class Clock:
+    """When the request came, when its first token did, when its last one did; seconds on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.first: float | None = None
+        self.last = self.started
+
+    def tick(self) -> None:
+        self.last = time.perf_counter()
+        if self.first is None:
+            self.first = self.last
+
+    def timings(self, prompt_tokens: int, completion_tokens: int, cached: int) -> dict[str, Any]:
+        prompt_s = (self.first or self.last) - self.started
+        rest_s = self.last - (self.first or self.last)
+        return {
+            "queue_ms": None,  # the engine reports queue and prompt work as one
+            "prompt_ms": round(prompt_s * 1000, 3),
+            "prompt_per_second": round(prompt_tokens / prompt_s, 3) if prompt_s > 0 else None,
+            "predicted_ms": round(rest_s * 1000, 3),
+            "predicted_per_second": round((completion_tokens - 1) / rest_s, 3) if rest_s > 0 else None,
+            "cached": cached,
+        }
+
+
+def admit(
+    engine: ServingEngine, prompts: Sequence[tuple[list[int], Sequence[Sampling]]], param: str
+) -> tuple[Work, int]:
+    """Check every prompt against the context, then submit all. Gives the work and the effective token limit."""
+    window = engine.profile.max_context
+    effective = 0
+    for ids, samplings in prompts:
+        wanted = samplings[0].max_tokens
+        if not ids:
+            raise RequestError(f"`{param}` has no tokens; send at least one", param=param)
+        if len(ids) + (0 if wanted == 0 else 1) > window:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens; the context of '{engine.profile.name}' holds {window}, and one is "
+                f"needed for the answer: shorten `{param}` by {len(ids) + (wanted != 0) - window} tokens or load the "
+                "model with a larger max_context",
+                code="context_length_exceeded",
+                param=param,
+            )
+        room = window - len(ids)
+        limit = room if wanted < 0 else min(wanted, room)
+        effective = max(effective, limit)
+        for sampling in samplings:
+            sampling.max_tokens = limit
+    generations: list[Generation] = []
+    try:
+        for ids, samplings in prompts:
+            generations.extend(engine.submit(ids, sampling) for sampling in samplings)
+    except BaseException:
+        for generation in generations:
+            generation.cancel()
+        raise
+    return Work(generations), effective
+
+
+def completion_usage(prompt: int, completion: int, reasoning: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+def details(request: CommonRequest, profile: Profile, effective: int, timings: dict[str, Any]) -> dict[str, Any]:
+    """Members of `return_details`: what was really used."""
+    sampling = request.sampling
+    return {
+        "timings": timings,
+        "sampling": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "seed": sampling.seed,
+        },
+        "effective_max_tokens": effective,
+        "served_by": {
+            "arm": "local",
+            "model": profile.name,
+            "device": profile.device,
+            "mode": profile.mode,
+            "fingerprint": profile.fingerprint,
+        },
+    }
+
+
+def sampled_text(delta: Delta, include_stop: bool) -> list[Token]:
+    """The tokens of a delta without the one that only ended the answer."""
+    tokens: list[Token] = delta.tokens
+    if delta.finish_reason == "stop" and not include_stop and not isinstance(delta.stop_reason, str):
+        return tokens[:-1]
+    return tokens
+
+
+def token_text(raw: bytes) -> str:
+    r"""Lossless: bytes that are no whole character become \xNN."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def clamp_logprob(value: float | None) -> float:
+    return _LOWEST_LOGPROB if value is None or not value >= _LOWEST_LOGPROB else value
+
+
+def token_entry(engine: ServingEngine, token: Token, count: int) -> dict[str, Any]:
+    """One entry of spec api 5.4 with `count` alternatives."""
+    raw = token.text or engine.token_bytes(token.id)
+    top = []
+    for token_id, logprob in token.top[:count]:
+        bytes_ = engine.token_bytes(token_id)
+        top.append({"token": token_text(bytes_), "bytes": list(bytes_), "logprob": clamp_logprob(logprob)})
+    return {
+        "token": token_text(raw),
+        "bytes": list(raw),
+        "logprob": clamp_logprob(token.logprob),
+        "top_logprobs": top,
+    }

@@ -1,0 +1,336 @@
+"""Running generations as one piece of work, and its output as server-sent events.
+
+`Work` waits for whichever of its generations has something, with or without an event loop: the thread way sleeps in
+slices short enough for signals, the loop way watches the generations' file descriptors. `EventStream` is the body of
+a streamed reply for both. Dropping, closing or cancelling either of them cancels the generations behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import select
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from gemmantle.api.problems import Expired, problem_of
+from gemmantle.api.protocol import Delta, Generation
+from gemmantle.errors import RequestError
+
+__all__ = ["Answer", "EventStream", "Pace", "Work", "encode_json", "event", "sleep"]
+
+SLICE_S = 0.05  # Ctrl-C and close() from another thread are noticed within this
+_DRAIN_LIMIT = 4096  # deltas taken in one visit
+
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
+
+
+def encode_json(value: Any) -> str:
+    """Compact JSON on one line."""
+    return _encoder(value)
+
+
+def event(data: str) -> bytes:
+    """One `data:` event. Half surrogates from a caller's own text become JSON escapes again."""
+    return f"data: {data}\n\n".encode("utf-8", "backslashreplace")
+
+
+class Answer(Protocol):
+    """One request on its way: takes deltas, gives events (streamed) or a body (plain)."""
+
+    stream: bool
+
+    def feed(self, choice: int, delta: Delta) -> None: ...
+
+    def take(self) -> bytes:
+        """Events ready since the last call; empty while text is held back."""
+
+    def close_events(self) -> bytes:
+        """What follows after the last choice, the end marker included."""
+
+    def body(self) -> dict[str, Any]: ...
+
+
+class Work:
+    """The generations of one request, waited for together."""
+
+    def __init__(self, generations: Sequence[Generation]) -> None:
+        self._open = dict(enumerate(generations))
+        self._all = list(generations)
+        self.cancelled = False
+
+    @property
+    def running(self) -> bool:
+        return bool(self._open)
+
+    def generation(self, choice: int) -> Generation:
+        return self._all[choice]
+
+    def cancel(self) -> None:
+        """Idempotent; from any thread, finalisers included: it takes no lock of ours."""
+        self.cancelled = True
+        for generation in self._all:
+            generation.cancel()
+
+    def __del__(self) -> None:
+        if self._open:
+            self.cancel()
+
+    def collect(self, deadline: float | None) -> list[tuple[int, Delta]]:
+        """Block until something is there; `deadline` is on the monotonic clock."""
+        try:
+            while True:
+                ready = self._wait_one(deadline) if len(self._open) == 1 else self._wait_many(deadline)
+                if ready or not self._open:
+                    return ready
+                self._check(deadline)
+        except BaseException:
+            self.cancel()
+            raise
+
+    async def acollect(self, deadline: float | None) -> list[tuple[int, Delta]]:
+        """The same on the running loop (asyncio or trio), which is never blocked."""
+        try:
+            while True:
+                ready = self._drain()
+                if ready or not self._open:
+                    return ready
+                self._check(deadline)
+                await _readable([generation.fileno() for generation in self._open.values()], deadline)
+        except BaseException:
+            self.cancel()
+            raise
+
+    def _wait_one(self, deadline: float | None) -> list[tuple[int, Delta]]:
+        [(choice, generation)] = self._open.items()
+        delta = generation.next(_slice(deadline))
+        if delta is None:
+            return []
+        ready = [(choice, delta)]
+        self._note(choice, delta)
+        if choice in self._open:
+            self._drain_into(ready, choice, generation)
+        return ready
+
+    def _wait_many(self, deadline: float | None) -> list[tuple[int, Delta]]:
+        ready = self._drain()
+        if not ready and self._open:
+            poll = select.poll()
+            for generation in self._open.values():
+                poll.register(generation.fileno(), select.POLLIN)
+            poll.poll(_slice(deadline) * 1000)
+            ready = self._drain()
+        return ready
+
+    def _drain(self) -> list[tuple[int, Delta]]:
+        ready: list[tuple[int, Delta]] = []
+        for choice, generation in list(self._open.items()):
+            self._drain_into(ready, choice, generation)
+        return ready
+
+    def _drain_into(self, ready: list[tuple[int, Delta]], choice: int, generation: Generation) -> None:
+        for _ in range(_DRAIN_LIMIT):
+            delta = generation.try_next()
+            if delta is None:
+                return
+            ready.append((choice, delta))
+            self._note(choice, delta)
+            if choice not in self._open:
+                return
+
+    def _note(self, choice: int, delta: Delta) -> None:
+        if delta.finish_reason is None:
+            return
+        del self._open[choice]
+        if delta.finish_reason == "cancelled":
+            self.cancel()
+            raise RequestError("the request was cancelled", code="request_cancelled", status=499)
+
+    def _check(self, deadline: float | None) -> None:
+        if self.cancelled:
+            raise RequestError("the request was cancelled", code="request_cancelled", status=499)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Expired
+
+
+class Pace:
+    """Merging under load (spec api T-15): the more streams, the longer a reader lets text gather between chunks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams = 0
+
+    def enter(self) -> None:
+        with self._lock:
+            self._streams += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._streams -= 1
+
+    def gap_s(self) -> float:
+        """0 for a handful of streams, where the sleep would cost more than the chunk it saves."""
+        return min(self._streams * 0.0003, 0.1) if self._streams > 3 else 0.0
+
+
+class EventStream:
+    """The body of a streamed reply: an iterator of bytes for threads and for loops. Use one of the two, once."""
+
+    def __init__(self, work: Work, answer: Answer, pace: Pace, timeout: float | None) -> None:
+        self._work = work
+        self._answer = answer
+        self._pace = pace
+        self._timeout = timeout
+        self._last = 0.0
+        self._paced = False
+        self._done = False
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> bytes:
+        deadline = self._deadline()
+        try:
+            while not self._done:
+                wait = self._gap()
+                if wait > 0:
+                    time.sleep(wait)
+                chunk = self._absorb(self._work.collect(deadline))
+                if chunk:
+                    return chunk
+        except Expired:
+            self.close()
+            raise
+        except Exception as exc:
+            failure = self._fail(exc)
+            if failure:
+                return failure
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    async def __anext__(self) -> bytes:
+        deadline = self._deadline()
+        try:
+            while not self._done:
+                wait = self._gap()
+                if wait > 0:
+                    await sleep(wait)
+                chunk = self._absorb(await self._work.acollect(deadline))
+                if chunk:
+                    return chunk
+        except Expired:
+            self.close()
+            raise
+        except Exception as exc:
+            failure = self._fail(exc)
+            if failure:
+                return failure
+        except BaseException:
+            self.close()
+            raise
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        self._done = True
+        if self._work.running:
+            self._work.cancel()
+        if self._paced:
+            self._paced = False
+            self._pace.leave()
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _gap(self) -> float:
+        """Seconds to let text gather; none before the first chunk."""
+        if self._last == 0.0:
+            return 0.0
+        gap = self._pace.gap_s()
+        return self._last + gap - time.monotonic() if gap > 0 else 0.0
+
+    def _absorb(self, ready: list[tuple[int, Delta]]) -> bytes:
+        for choice, delta in ready:
+            self._answer.feed(choice, delta)
+        chunk = self._answer.take()
+        if not self._work.running:
+            chunk += self._answer.close_events()
+            self.close()
+        elif chunk:
+            if not self._paced:
+                self._paced = True
+                self._pace.enter()
+            self._last = time.monotonic()
+        return chunk
+
+    def _fail(self, exc: Exception) -> bytes:
+        """After the first byte a failure is one error event and no end marker (spec api C-3)."""
+        ours = self._done
+        self.close()
+        return b"" if ours else event(json.dumps({"error": problem_of(exc).error()}, separators=(",", ":")))
+
+
+def _slice(deadline: float | None) -> float:
+    return SLICE_S if deadline is None else max(0.0, min(SLICE_S, deadline - time.monotonic()))
+
+
+async def _readable(descriptors: list[int], deadline: float | None) -> None:
+    """Return when one of the descriptors is readable or the deadline is over."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        await _readable_trio(descriptors, deadline)
+        return
+    woken: asyncio.Future[None] = loop.create_future()
+    for descriptor in descriptors:
+        loop.add_reader(descriptor, _wake, woken)
+    timer = None if deadline is None else loop.call_later(max(0.0, deadline - time.monotonic()), _wake, woken)
+    try:
+        await woken
+    finally:
+        for descriptor in descriptors:
+            loop.remove_reader(descriptor)
+        if timer is not None:
+            timer.cancel()
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+async def _readable_trio(descriptors: list[int], deadline: float | None) -> None:
+    trio = importlib.import_module("trio")
+
+    async def watch(descriptor: int, scope: Any) -> None:
+        await trio.lowlevel.wait_readable(descriptor)
+        scope.cancel()
+
+    seconds = float("inf") if deadline is None else max(0.0, deadline - time.monotonic())
+    with trio.move_on_after(seconds):
+        async with trio.open_nursery() as nursery:
+            for descriptor in descriptors:
+                nursery.start_soon(watch, descriptor, nursery.cancel_scope)
+
+
+async def sleep(seconds: float) -> None:
+    """Sleep on whichever loop runs."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        await importlib.import_module("trio").sleep(seconds)
+        return
+    await asyncio.sleep(seconds)

@@ -1,0 +1,634 @@
+#!/usr/bin/env python3
+"""Trains the embedded models on `nano_corpus` and writes them in the released checkpoint layout.
+
+    train_nano.py train  RUN --series e|moe [--steps N]   starts or resumes; checkpoints every five minutes
+    train_nano.py status RUN                              steps, tokens, time, last accuracies
+    train_nano.py export RUN FOLDER [--golden FILE]       writes the current checkpoint, checked against transformers
+
+The training model below holds the parameters of transformers' Gemma 4 under their own names, but computes only what the
+loss needs: answers are learned, so a layer whose keys and values nobody reads any more runs at answer positions only.
+Steps drive the schedule; a resumed run sees the batches and rates of an uninterrupted one. Needs torch, transformers,
+sentencepiece; refuses a run folder of another series or schedule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nano_corpus as corpus
+import sentencepiece as spm
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+VOCABULARY = 1536
+EPS = 1e-6
+EVAL_SHARE = 100
+STOP_STRINGS = ("<eos>", "<turn|>", "<|tool_response>")
+
+
+def series_config(series: str, vocabulary: int) -> dict[str, Any]:
+    """Text configuration in the released layout."""
+    common = {
+        "model_type": "gemma4_text",
+        "vocab_size": vocabulary,
+        "vocab_size_per_layer_input": vocabulary,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+        "global_head_dim": 64,
+        "sliding_window": 64,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": EPS,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "final_logit_softcapping": 30.0,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
+        },
+        "dtype": "bfloat16",
+    }
+    if series == "e":
+        own = {
+            "num_hidden_layers": 8,
+            "layer_types": ["sliding_attention", "full_attention"] * 4,
+            "intermediate_size": 256,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": None,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 32,
+            "attention_k_eq_v": False,
+            "enable_moe_block": False,
+            "num_experts": None,
+            "top_k_experts": None,
+            "moe_intermediate_size": None,
+            "use_bidirectional_attention": None,
+        }
+    elif series == "moe":
+        own = {
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+            "intermediate_size": 192,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "enable_moe_block": True,
+            "num_experts": 8,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 64,
+            "use_bidirectional_attention": "vision",
+        }
+    else:
+        raise SystemExit(f"--series: {series!r} is not one of e, moe")
+    return common | own
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
+
+
+def make_tokenizer(folder: Path) -> Path:
+    """Trains `tokenizer.model` on the corpus. A blank is a piece of its own, so that a word has the same pieces wherever
+    it stands and copying it is copying ids."""
+    path = folder / "tokenizer.model"
+    if not path.exists():
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=corpus.corpus_text(20000),
+            model_prefix=str(folder / "tokenizer"),
+            vocab_size=VOCABULARY,
+            model_type="bpe",
+            split_digits=True,
+            byte_fallback=True,
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            normalization_rule_name="identity",
+            pad_id=0,
+            eos_id=1,
+            bos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            eos_piece="<eos>",
+            bos_piece="<bos>",
+            unk_piece="<unk>",
+            user_defined_symbols=[*corpus.SPECIAL_TOKENS[4:], "\n", "\n\n", "\u2581"],
+            required_chars="".join(chr(c) for c in range(33, 127)),
+            max_sentencepiece_length=12,
+            num_threads=1,
+            minloglevel=2,
+        )
+        (folder / "tokenizer.vocab").unlink()
+    return path
+
+
+class Encoder:
+    """Encodes rendered text; for training, some words of a conversation get another segmentation, the same one at every
+    place, so that pieces that training seldom shows are learned too."""
+
+    def __init__(self, path: Path) -> None:
+        self.sp = spm.SentencePieceProcessor(model_file=str(path))
+        self.cache: dict[str, list[int]] = {}
+        self.bos = self.sp.bos_id()
+        self.stops = {self.sp.eos_id(), *(self.sp.piece_to_id(s) for s in STOP_STRINGS[1:])}
+
+    def encode(self, text: str, r: random.Random | None = None, sampled: dict[str, list[int]] | None = None) -> list[int]:
+        ids: list[int] = []
+        if text.startswith(corpus.BOS):
+            ids.append(self.bos)
+            text = text[len(corpus.BOS) :]
+        if r is None or sampled is None:
+            return ids + list(self.sp.encode(text))
+        for word in re.split(r"([A-Za-z]+)", text):
+            got = sampled.get(word)
+            if got is None:
+                got = self.cache.get(word)
+                if got is None:
+                    got = list(self.sp.encode(word))
+                    if word.isalpha():
+                        self.cache[word] = got
+                if word.isalpha() and len(word) > 2 and r.random() < 0.12:
+                    got = self.split(word, r)
+                if word.isalpha():
+                    sampled[word] = got
+            ids += got
+        return ids
+
+    def split(self, word: str, r: random.Random) -> list[int]:
+        """The pieces of a word that is cut at random places first."""
+        cuts = sorted(r.sample(range(1, len(word)), r.randrange(1, min(3, len(word) - 1) + 1)))
+        parts = [word[a:b] for a, b in zip([0, *cuts], [*cuts, len(word)], strict=True)]
+        return [i for part in parts for i in self.sp.encode(part)]
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """ids [B, S]; `at` flat positions whose next id is learned; `slot` their places in a padded [B, A] table."""
+
+    ids: Tensor
+    at: Tensor
+    slot: Tensor
+    places: Tensor
+    target: Tensor
+    tokens: int
+
+
+def make_batch(rows: list[tuple[list[int], list[bool]]]) -> Batch:
+    length = (max(len(ids) for ids, _ in rows) + 7) // 8 * 8
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = [[i for i in range(len(x) - 1) if learn[i + 1]] for x, learn in rows]
+    width = (max(len(p) for p in positions) + 3) // 4 * 4
+    places = torch.zeros(len(rows), width, dtype=torch.long)
+    at, slot, target = [], [], []
+    for b, (x, _) in enumerate(rows):
+        ids[b, : len(x)] = torch.tensor(x)
+        for k, p in enumerate(positions[b]):
+            at.append(b * length + p)
+            slot.append(b * width + k)
+            places[b, k] = p
+            target.append(x[p + 1])
+    return Batch(ids, torch.tensor(at), torch.tensor(slot), places, torch.tensor(target), sum(len(x) for x, _ in rows))
+
+
+def encode_conversation(
+    c: corpus.Conversation, e: Encoder, r: random.Random | None, only_last: bool = False
+) -> tuple[list[int], list[bool]]:
+    spans = corpus.render(c)
+    ids: list[int] = []
+    learn: list[bool] = []
+    sampled: dict[str, list[int]] | None = {} if r is not None else None
+    for i, span in enumerate(spans):
+        got = e.encode(span.text, r, sampled)
+        ids += got
+        learn += [span.learn and not (only_last and i + 1 < len(spans))] * len(got)
+    return ids, learn
+
+
+def pool_batches(pool: int, seed: int, e: Encoder, mix: corpus.Mix, tokens: int) -> list[Batch]:
+    """All batches of one pool of conversations, of similar length each; the pool's number is the whole random state."""
+    r = random.Random(f"{seed} {pool}")
+    rows = []
+    for _ in range(640):
+        row = encode_conversation(corpus.conversation(r, mix), e, r)
+        if len(row[0]) <= 448:
+            rows.append(row)
+    rows.sort(key=lambda row: len(row[0]))
+    groups: list[list[tuple[list[int], list[bool]]]] = [[]]
+    for row in rows:
+        if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > tokens:
+            groups.append([])
+        groups[-1].append(row)
+    if len(groups) > 1 and len(groups[-1]) * len(groups[-1][0][0]) < tokens // 2:
+        groups.pop()
+    r.shuffle(groups)
+    return [make_batch(g) for g in groups]
+
+
+def mix_at(progress: float) -> corpus.Mix:
+    """One-digit sums first."""
+    return corpus.Mix(one_digit=0.6 if progress < 0.06 else 0.12)
+
+
+# ---- model -----------------------------------------------------------------------------------------------------------
+
+
+def norm(x: Tensor, weight: Tensor | None) -> Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), weight, EPS)
+
+
+def rope_tables(length: int, width: int, theta: float, share: float) -> tuple[Tensor, Tensor]:
+    half = width // 2
+    rotated = int(share * width / 2)
+    frequency = torch.zeros(half, dtype=torch.float64)
+    frequency[:rotated] = theta ** (-2.0 * torch.arange(rotated, dtype=torch.float64) / width)
+    angle = torch.outer(torch.arange(length, dtype=torch.float64), frequency)
+    angle = torch.cat([angle, angle], -1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+class Nano(torch.nn.Module):
+    """Text decoder with the names and the mathematics of transformers' Gemma 4 (spec: architecture 2)."""
+
+    def __init__(self, config: dict[str, Any], seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        h, heads, vocabulary = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
+        layers, ple = config["num_hidden_layers"], config["hidden_size_per_layer_input"]
+        self.types: list[str] = config["layer_types"]
+        self.first_shared = layers - config["num_kv_shared_layers"]
+        self.donor = {t: max(i for i in range(self.first_shared) if self.types[i] == t) for t in set(self.types)}
+        self.scale = float(torch.tensor(math.sqrt(h)).bfloat16())
+        self.ple_scale = float(torch.tensor(math.sqrt(ple)).bfloat16()) if ple else 0.0
+        g = torch.Generator().manual_seed(seed)
+        self.table = torch.nn.ParameterDict()
+
+        def matrix(name: str, *shape: int, std: float | None = None) -> None:
+            value = torch.randn(*shape, generator=g) * (shape[-1] ** -0.5 if std is None else std)
+            self.table[name.replace(".", "/")] = torch.nn.Parameter(value)
+
+        def vector(name: str, size: int, value: float) -> None:
+            self.table[name.replace(".", "/")] = torch.nn.Parameter(torch.full((size,), value))
+
+        matrix("embed_tokens.weight", vocabulary, h, std=0.06)
+        vector("norm.weight", h, 1.0)
+        if ple:
+            matrix("embed_tokens_per_layer.weight", vocabulary, layers * ple, std=0.1)
+            matrix("per_layer_model_projection.weight", layers * ple, h)
+            vector("per_layer_projection_norm.weight", ple, 1.0)
+        for i in range(layers):
+            p = f"layers.{i}."
+            d, kv = self.head_width(i), self.kv_heads(i)
+            matrix(p + "self_attn.q_proj.weight", heads * d, h)
+            if i < self.first_shared:
+                matrix(p + "self_attn.k_proj.weight", kv * d, h)
+                if not self.k_is_v(i):
+                    matrix(p + "self_attn.v_proj.weight", kv * d, h)
+                vector(p + "self_attn.k_norm.weight", d, 1.2 * d**-0.25)
+            vector(p + "self_attn.q_norm.weight", d, 1.2 * d**-0.25)
+            matrix(p + "self_attn.o_proj.weight", h, heads * d)
+            wide = 2 if config["use_double_wide_mlp"] and i >= self.first_shared else 1
+            inner = config["intermediate_size"] * wide
+            matrix(p + "mlp.gate_proj.weight", inner, h)
+            matrix(p + "mlp.up_proj.weight", inner, h)
+            matrix(p + "mlp.down_proj.weight", h, inner)
+            vector(p + "input_layernorm.weight", h, 1.0)
+            vector(p + "post_attention_layernorm.weight", h, 0.5)
+            vector(p + "pre_feedforward_layernorm.weight", h, 1.0)
+            vector(p + "post_feedforward_layernorm.weight", h, 0.5)
+            vector(p + "layer_scalar", 1, 1.0)
+            if ple:
+                matrix(p + "per_layer_input_gate.weight", ple, h)
+                matrix(p + "per_layer_projection.weight", h, ple)
+                vector(p + "post_per_layer_input_norm.weight", h, 0.3)
+            if config["enable_moe_block"]:
+                experts, width = config["num_experts"], config["moe_intermediate_size"]
+                matrix(p + "router.proj.weight", experts, h, std=0.5)
+                vector(p + "router.scale", h, 1.0)
+                vector(p + "router.per_expert_scale", experts, 1.0)
+                matrix(p + "experts.gate_up_proj", experts, 2 * width, h)
+                matrix(p + "experts.down_proj", experts, h, width)
+                for suffix in ("pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2"):
+                    vector(f"{p}{suffix}.weight", h, 1.0)
+        theta = config["rope_parameters"]
+        for kind, width in (("sliding_attention", config["head_dim"]), ("full_attention", config["global_head_dim"])):
+            parameters = theta[kind]
+            cos, sin = rope_tables(1024, width, parameters["rope_theta"], parameters.get("partial_rotary_factor", 1.0))
+            self.register_buffer(kind + "_cos", cos, persistent=False)
+            self.register_buffer(kind + "_sin", sin, persistent=False)
+
+    def w(self, name: str) -> Tensor:
+        return self.table[name.replace(".", "/")]
+
+    def head_width(self, i: int) -> int:
+        return int(self.config["head_dim" if self.types[i] == "sliding_attention" else "global_head_dim"])
+
+    def k_is_v(self, i: int) -> bool:
+        return bool(self.config["attention_k_eq_v"]) and self.types[i] == "full_attention"
+
+    def kv_heads(self, i: int) -> int:
+        return int(self.config["num_global_key_value_heads" if self.k_is_v(i) else "num_key_value_heads"])
+
+    def attend(self, i: int, u: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, batch: Batch | None) -> Tensor:
+        """u [N, h] at all positions (batch None) or at answer positions; k, v [B, K, S, d]; mask [S, S] or [B, 1, A, S]."""
+        d, heads, p = self.head_width(i), self.config["num_attention_heads"], f"layers.{i}.self_attn."
+        rows = k.shape[0]
+        q = rotate(norm(functional.linear(u, self.w(p + "q_proj.weight")).view(-1, heads, d), self.w(p + "q_norm.weight")), cos, sin)
+        groups = heads // k.shape[1]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        if batch is None:
+            q = q.view(rows, -1, heads, d).transpose(1, 2)
+            o = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).reshape(-1, heads * d)
+        else:
+            padded = q.new_zeros(batch.places.numel(), heads, d).index_copy(0, batch.slot, q)
+            padded = padded.view(rows, -1, heads, d).transpose(1, 2)
+            o = functional.scaled_dot_product_attention(padded, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
+            o = o.reshape(-1, heads * d).index_select(0, batch.slot)
+        return functional.linear(o, self.w(p + "o_proj.weight"))
+
+    def mlp(self, i: int, z: Tensor) -> Tensor:
+        p = f"layers.{i}.mlp."
+        gate = functional.gelu(functional.linear(z, self.w(p + "gate_proj.weight")), approximate="tanh")
+        return functional.linear(gate * functional.linear(z, self.w(p + "up_proj.weight")), self.w(p + "down_proj.weight"))
+
+    def experts(self, i: int, x: Tensor, z: Tensor) -> Tensor:
+        p, top = f"layers.{i}.", self.config["top_k_experts"]
+        r = norm(x, None) * self.w(p + "router.scale") * x.shape[-1] ** -0.5
+        share, chosen = functional.softmax(functional.linear(r, self.w(p + "router.proj.weight")), -1).topk(top, -1)
+        share = share / share.sum(-1, keepdim=True) * self.w(p + "router.per_expert_scale")[chosen]
+        flat = chosen.view(-1)
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.config["num_experts"]).tolist()
+        rows = order // top
+        parts = []
+        gate_up, down = self.w(p + "experts.gate_up_proj"), self.w(p + "experts.down_proj")
+        for expert, part in enumerate(z.index_select(0, rows).split(counts)):
+            gate, up = functional.linear(part, gate_up[expert]).chunk(2, -1)
+            parts.append(functional.linear(functional.gelu(gate, approximate="tanh") * up, down[expert]))
+        y = torch.cat(parts) * share.view(-1).index_select(0, order)[:, None]
+        return torch.zeros_like(x).index_add(0, rows, y)
+
+    def forward(self, batch: Batch, everywhere: bool = False) -> Tensor:
+        """Logits [N, vocabulary] at the answer positions, or [B * S, vocabulary] with `everywhere`."""
+        ids = batch.ids
+        rows, length = ids.shape
+        h, ple_width = self.config["hidden_size"], self.config["hidden_size_per_layer_input"]
+        layers, heads = self.config["num_hidden_layers"], self.config["num_attention_heads"]
+        at = None if everywhere else batch.at
+        x = functional.embedding(ids.view(-1), self.w("embed_tokens.weight")) * self.scale
+        ple = None
+        if ple_width:
+            context = functional.linear(x, self.w("per_layer_model_projection.weight")) * h**-0.5
+            context = norm(context.view(-1, layers, ple_width), self.w("per_layer_projection_norm.weight"))
+            token = functional.embedding(ids.view(-1), self.w("embed_tokens_per_layer.weight")) * self.ple_scale
+            ple = (context + token.view(-1, layers, ple_width)) * 2**-0.5
+        span = torch.arange(length)
+        distance = span[:, None] - span[None, :]
+        window = self.config["sliding_window"]
+        masks = {"full_attention": distance >= 0, "sliding_attention": (distance >= 0) & (distance < window)}
+        if at is not None:
+            reach = batch.places[:, :, None] - span
+            few_masks = {
+                "full_attention": (reach >= 0)[:, None],
+                "sliding_attention": ((reach >= 0) & (reach < window))[:, None],
+            }
+            at_position = at % length
+        shared: dict[str, tuple[Tensor, Tensor]] = {}
+        few = False
+        for i, kind in enumerate(self.types):
+            p, d = f"layers.{i}.", self.head_width(i)
+            cos, sin = getattr(self, kind + "_cos")[:length], getattr(self, kind + "_sin")[:length]
+            u = norm(x, self.w(p + "input_layernorm.weight"))
+            if i < self.first_shared:
+                raw = functional.linear(u, self.w(p + "self_attn.k_proj.weight")).view(rows, length, -1, d)
+                raw_v = raw if self.k_is_v(i) else functional.linear(u, self.w(p + "self_attn.v_proj.weight")).view_as(raw)
+                k = rotate(norm(raw, self.w(p + "self_attn.k_norm.weight")), cos[:, None], sin[:, None]).transpose(1, 2)
+                shared[kind] = k, norm(raw_v, None).transpose(1, 2)
+            if i == self.first_shared - 1 and at is not None:
+                few = True
+                x, u = x.index_select(0, at), u.index_select(0, at)
+                ple = ple.index_select(0, at) if ple is not None else None
+            if few:
+                a = self.attend(i, u, *shared[kind], cos[at_position][:, None], sin[at_position][:, None], few_masks[kind], batch)
+            else:
+                cos, sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]
+                a = self.attend(i, u, *shared[kind], cos, sin, masks[kind], None)
+            x = x + norm(a, self.w(p + "post_attention_layernorm.weight"))
+            f = self.mlp(i, norm(x, self.w(p + "pre_feedforward_layernorm.weight")))
+            if self.config["enable_moe_block"]:
+                b = self.experts(i, x, norm(x, self.w(p + "pre_feedforward_layernorm_2.weight")))
+                f = norm(f, self.w(p + "post_feedforward_layernorm_1.weight")) + norm(
+                    b, self.w(p + "post_feedforward_layernorm_2.weight")
+                )
+            x = x + norm(f, self.w(p + "post_feedforward_layernorm.weight"))
+            if ple is not None:
+                gate = functional.gelu(functional.linear(x, self.w(p + "per_layer_input_gate.weight")), approximate="tanh")
+                back = functional.linear(gate * ple[:, i], self.w(p + "per_layer_projection.weight"))
+                x = x + norm(back, self.w(p + "post_per_layer_input_norm.weight"))
+            x = x * self.w(p + "layer_scalar")
+        raw = functional.linear(norm(x, self.w("norm.weight")), self.w("embed_tokens.weight"))
+        cap = self.config["final_logit_softcapping"]
+        return cap * torch.tanh(raw / cap)
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+def orthogonalize(g: Tensor) -> Tensor:
+    """Newton-Schulz iteration on a stack of matrices [n, rows, columns]."""
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.transpose(-1, -2) if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.transpose(-1, -2)
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.transpose(-1, -2) if tall else x
+
+
+class Optimizer:
+    """Muon for the matrices inside layers (stacked by shape), AdamW for tables, norms and scalars."""
+
+    def __init__(self, model: Nano) -> None:
+        named = {n.replace("/", "."): p for n, p in model.table.items()}
+        inner = {n: p for n, p in named.items() if p.dim() >= 2 and "embed" not in n and "router" not in n}
+        self.stacks: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
+        for p in inner.values():
+            self.stacks.setdefault(tuple(p.shape[-2:]), []).append(p)
+        self.momentum = {s: [torch.zeros_like(p) for p in ps] for s, ps in self.stacks.items()}
+        rest = [p for n, p in named.items() if n not in inner]
+        self.adam = torch.optim.AdamW(rest, lr=1.0, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def step(self, rate: float, muon_rate: float, adam_rate: float) -> None:
+        for group in self.adam.param_groups:
+            group["lr"] = adam_rate * rate
+        self.adam.step()
+        with torch.no_grad():
+            for shape, parameters in self.stacks.items():
+                updates = []
+                for p, m in zip(parameters, self.momentum[shape], strict=True):
+                    assert p.grad is not None
+                    m.lerp_(p.grad, 0.05)
+                    updates.append(p.grad.lerp(m, 0.95).reshape(-1, *shape))
+                done = orthogonalize(torch.cat(updates))
+                scale = muon_rate * rate * max(1.0, shape[0] / shape[1]) ** 0.5
+                for p, u in zip(parameters, done.split([x.shape[0] for x in updates]), strict=True):
+                    p.mul_(1 - muon_rate * rate * 0.1).add_(u.view_as(p), alpha=-scale)
+
+    def state(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict(), "momentum": list(self.momentum.values())}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.adam.load_state_dict(state["adam"])
+        for shape, values in zip(self.momentum, state["momentum"], strict=True):
+            self.momentum[shape] = values
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Warm-up, plateau, linear decay over the last 45 %."""
+    return min(1.0, (step + 1) / 100, max(0.01, (steps - step) / (0.45 * steps)))
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str, float]:
+    """Share of held-out items whose every expected id is the greedy choice: equal to greedy generation of the exact
+    expected text, in one forward pass."""
+    out = {}
+    for task in corpus.EVAL_TASKS:
+        rows = []
+        for item in corpus.eval_items(task, count):
+            with_call = task == "result"
+            prompt, answer = corpus.prompt_and_answer(item.conversation, with_call=with_call)
+            x, y = e.encode(prompt), e.encode(answer)
+            rows.append((x + y, [False] * len(x) + [True] * len(y)))
+        rows.sort(key=lambda row: len(row[0]))
+        right = 0
+        with torch.no_grad():
+            for start in range(0, len(rows), 25):
+                part = rows[start : start + 25]
+                b = make_batch(part)
+                wrong = model(b).argmax(-1) != b.target
+                bad = torch.zeros(len(part)).index_add(0, b.at // b.ids.shape[1], wrong.float())
+                right += int((bad == 0).sum())
+        out[task] = round(right / count, 3)
+    return out
+
+
+def stream(e: Encoder, seed: int, pool: int, offset: int, steps: int, tokens: int, done: int) -> Iterator[tuple[int, int, Batch]]:
+    """Batches from a place in the sequence of pools; the mix of a pool is fixed by the step it starts at."""
+    start = done - offset
+    while True:
+        batches = pool_batches(pool, seed, e, mix_at(start / steps), tokens)
+        for k in range(offset, len(batches)):
+            yield pool, k, batches[k]
+        start += len(batches)
+        pool, offset = pool + 1, 0
+
+
+def train(arguments: argparse.Namespace) -> None:
+    run = Path(arguments.run)
+    run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    e = Encoder(make_tokenizer(run))
+    config = series_config(arguments.series, e.sp.vocab_size())
+    model = Nano(config)
+    optimizer = Optimizer(model)
+    saved = run / "checkpoint.pt"
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "pool": 0, "offset": 0, "evals": [], "config": config}
+    if saved.exists():
+        state = torch.load(saved, weights_only=False)
+        if state["config"] != config:
+            raise SystemExit(f"{saved}: holds another configuration; use another run folder")
+        if state["steps"] != arguments.steps and state["step"] > 0.55 * min(state["steps"], arguments.steps):
+            raise SystemExit(f"--steps: the rate already decays towards {state['steps']} steps; keep that number")
+        model.load_state_dict(state.pop("model"))
+        optimizer.load(state.pop("optimizer"))
+    print(f"parameters {sum(p.numel() for p in model.parameters())}, vocabulary {e.sp.vocab_size()}, at step {state['step']}", flush=True)
+    state["steps"] = arguments.steps
+    begun, before, last_save = time.time(), state["seconds"], time.time()
+    total, count = 0.0, 0
+    forward = torch.compile(model, dynamic=True) if arguments.compile else model
+
+    def save() -> None:
+        part = saved.with_suffix(".part")
+        torch.save(state | {"model": model.state_dict(), "optimizer": optimizer.state()}, part)
+        os.replace(part, saved)
+
+    def judge() -> None:
+        model.eval()
+        state["evals"].append((state["step"], teacher_forced(model, e)))
+        model.train()
+        print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
+
+    batches = stream(e, 1, state["pool"], state["offset"], arguments.steps, arguments.tokens, state["step"])
+    while state["step"] < arguments.steps:
+        pool, k, batch = next(batches)
+        logits = forward(batch)
+        loss = functional.cross_entropy(logits, batch.target)
+        for p in model.parameters():
+            p.grad = None
+        loss.backward()
+        optimizer.step(rate_at(state["step"], arguments.steps), arguments.muon_rate, arguments.adam_rate)
+        state["step"] += 1
+        state["tokens"] += batch.tokens
+        state["pool"], state["offset"] = pool, k + 1
+        state["seconds"] = before + time.time() - begun
+        total, count = total + float(loss.detach()), count + 1
+        if state["step"] % 50 == 0:
+            speed = state["tokens"] / state["seconds"]
+            print(f"step {state['step']} tokens {state['tokens'] / 1e6:.2f}M {state['seconds'] / 60:.1f} min {speed:.0f}/s loss {total / count:.4f}", flush=True)
+            total, count = 0.0, 0
+        if state["step"] % arguments.eval_every == 0:
+            judge()
+        if time.time() - last_save > 240:
+            save()
+            last_save = time.time()
+    judge()
+    save()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    t = commands.add_parser("train")
+    t.add_argument("run")
+    t.add_argument("--series", choices=("e", "moe"), required=True)
+    t.add_argument("--steps", type=int, default=6000)
+    t.add_argument("--tokens", type=int, default=6144, help="ids of a batch, padding included")
+    t.add_argument("--threads", type=int, default=2)
+    t.add_argument("--muon-rate", type=float, default=0.02)
+    t.add_argument("--adam-rate", type=float, default=3e-3)
+    t.add_argument("--eval-every", type=int, default=500)
+    t.add_argument("--compile", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.command == "train":
+        train(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
