@@ -38,7 +38,7 @@ GREEDY_GAP = 2e-3
 PROMPT_GAP = 5e-4
 ROUTER_GAP = 1e-4
 ORACLE_LIMIT = 3e-5
-DISTINCT = 24
+DISTINCT = 16
 
 F32 = NDArray[np.float32]
 
@@ -240,17 +240,25 @@ def make(name: str, golden: Golden, out: Path) -> dict[str, float]:
         weights = {k: rc.rounded(v, golden.dtype) for k, v in weights.items()}
         prompt = [2, *(int(t) for t in rng.integers(4, golden.shape.vocab, PROMPT - 1))]
         model = framework_model(golden, weights)
+        prompt_gap = top_gap(run(model, prompt))
+        if prompt_gap <= PROMPT_GAP:
+            print(f"    prompt gap {prompt_gap:.1e}")
+            continue
         ids = list(prompt)
+        gap = 1.0
         for _ in range(CONTINUATION):
-            ids.append(int(run(model, ids)[-1].argmax()))
+            row = run(model, ids)[-1:]
+            gap = min(gap, top_gap(row))
+            if gap <= GREEDY_GAP:
+                break
+            ids.append(int(row.argmax()))
+        if gap <= GREEDY_GAP or len(set(ids[PROMPT:])) < DISTINCT:
+            print(f"    greedy gap {gap:.1e} after {len(ids) - PROMPT}, {len(set(ids[PROMPT:]))} different ids")
+            continue
         logits = run(model, ids)
         greedy = ids[PROMPT:]
         if not np.array_equal(logits[PROMPT - 1 : -1].argmax(-1), greedy):
             print("    a longer forward changed a choice")
-            continue
-        gap, prompt_gap = top_gap(logits[PROMPT - 1 : -1]), top_gap(logits[:PROMPT])
-        if gap <= GREEDY_GAP or prompt_gap <= PROMPT_GAP or len(set(greedy)) < DISTINCT:
-            print(f"    greedy gap {gap:.1e}, prompt gap {prompt_gap:.1e}, {len(set(greedy))} different ids")
             continue
         routed = router_gap(model, ids, golden.shape.experts_per_token) if golden.shape.experts else 1.0
         if routed <= ROUTER_GAP:

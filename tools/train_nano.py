@@ -66,12 +66,12 @@ def series_config(series: str, vocabulary: int) -> dict[str, Any]:
     }
     if series == "e":
         own = {
-            "num_hidden_layers": 8,
-            "layer_types": ["sliding_attention", "full_attention"] * 4,
+            "num_hidden_layers": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
             "intermediate_size": 256,
             "num_key_value_heads": 2,
             "num_global_key_value_heads": None,
-            "num_kv_shared_layers": 4,
+            "num_kv_shared_layers": 2,
             "use_double_wide_mlp": True,
             "hidden_size_per_layer_input": 32,
             "attention_k_eq_v": False,

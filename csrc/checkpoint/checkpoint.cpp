@@ -54,7 +54,8 @@ std::string_view text_of(const MappedFile& file) {
 nlohmann::json parse_object(std::string_view text, const std::string& what) {
   nlohmann::json value = parse_json(text, what);
   if (!value.is_object()) {
-    throw Error(ErrorCode::corrupt_file, str(what, " holds a value of type ", value.type_name(), "; an object is needed"));
+    throw Error(ErrorCode::corrupt_file,
+                str(what, " holds a value of type ", value.type_name(), "; an object is needed"));
   }
   return value;
 }
@@ -80,8 +81,8 @@ FolderListing list(const fs::path& folder) {
     if (name.ends_with(".bin") && name.find("model") != std::string::npos) listing.pickle = name;
   }
   if (error) {
-    throw Error(ErrorCode::invalid_argument,
-                str("folder ", quote(folder.string()), " cannot be listed: ", error.message(), "; check its permissions"));
+    throw Error(ErrorCode::invalid_argument, str("folder ", quote(folder.string()),
+                                                 " cannot be listed: ", error.message(), "; check its permissions"));
   }
   std::sort(listing.safetensors.begin(), listing.safetensors.end());
   return listing;
@@ -90,9 +91,10 @@ FolderListing list(const fs::path& folder) {
 [[noreturn]] void no_weights(const fs::path& folder, const FolderListing& listing) {
   const std::string shown = quote(folder.string());
   if (listing.safetensors.size() > 1) {
-    throw Error(ErrorCode::not_found,
-                str("folder ", shown, " has ", listing.safetensors.size(),
-                    " .safetensors files and no model.safetensors.index.json that says which tensor is where; add the index"));
+    throw Error(
+        ErrorCode::not_found,
+        str("folder ", shown, " has ", listing.safetensors.size(),
+            " .safetensors files and no model.safetensors.index.json that says which tensor is where; add the index"));
   }
   if (listing.gguf) {
     throw Error(ErrorCode::not_found, str("folder ", shown, " has no .safetensors file; to use ", quote(*listing.gguf),
@@ -181,11 +183,13 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path) {
     auto map = MappedFile::open(path);
     if (!looks_like_gguf(map->bytes())) {
       if (path.ends_with(".safetensors")) {
-        throw Error(ErrorCode::unsupported, str("file ", quote(path), " is one .safetensors file; give the folder that "
+        throw Error(ErrorCode::unsupported, str("file ", quote(path),
+                                                " is one .safetensors file; give the folder that "
                                                 "holds it and its config.json"));
       }
       throw Error(path.ends_with(".gguf") ? ErrorCode::corrupt_file : ErrorCode::unsupported,
-                  str("file ", quote(path), " does not begin with 'GGUF'; give a GGUF file, or a folder with config.json "
+                  str("file ", quote(path),
+                      " does not begin with 'GGUF'; give a GGUF file, or a folder with config.json "
                       "and .safetensors files"));
     }
     GgufFile file = parse_gguf(map->bytes(), path);
@@ -199,13 +203,16 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path) {
   const fs::path folder(path);
   const FolderListing listing = list(folder);
   const fs::path index_path = folder / "model.safetensors.index.json";
-  const bool single = is_file(folder / "model.safetensors") || (listing.safetensors.size() == 1 && !is_file(index_path));
+  const bool single =
+      is_file(folder / "model.safetensors") || (listing.safetensors.size() == 1 && !is_file(index_path));
   if (!single && !is_file(index_path)) no_weights(folder, listing);
   if (!is_file(folder / "config.json")) {
-    throw Error(ErrorCode::not_found, str("folder ", quote(path), " has no config.json; it is needed beside the weights"));
+    throw Error(ErrorCode::not_found,
+                str("folder ", quote(path), " has no config.json; it is needed beside the weights"));
   }
   parts->config = read_object(folder / "config.json");
-  if (is_file(folder / "generation_config.json")) parts->generation_config = read_object(folder / "generation_config.json");
+  if (is_file(folder / "generation_config.json"))
+    parts->generation_config = read_object(folder / "generation_config.json");
 
   if (single) {
     const bool usual = is_file(folder / "model.safetensors");
@@ -221,8 +228,9 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path) {
   for (const std::string& file_name : shards) {
     const fs::path shard = folder / file_name;
     if (!is_file(shard)) {
-      throw Error(ErrorCode::not_found, str("file ", quote(shard.string()), " is named by ",
-                                            quote(index_path.filename().string()), " and is not there; is the download complete?"));
+      throw Error(ErrorCode::not_found,
+                  str("file ", quote(shard.string()), " is named by ", quote(index_path.filename().string()),
+                      " and is not there; is the download complete?"));
     }
     auto map = MappedFile::open(shard.string());
     TensorDirectory part = parse_safetensors(map->bytes(), map->path());
@@ -233,8 +241,9 @@ std::shared_ptr<const Checkpoint> Checkpoint::open(const std::string& path) {
   for (const StoredTensor& tensor : parts->directory.tensors) present.insert(tensor.name);
   for (const auto& [name, file_name] : index) {
     if (!present.contains(name) && !parts->directory.unreadable.contains(name)) {
-      throw Error(ErrorCode::corrupt_file, str("file ", quote(index_path.string()), " puts tensor ", quote(name), " into ",
-                                               quote(file_name), ", which does not hold it; are they of one download?"));
+      throw Error(ErrorCode::corrupt_file,
+                  str("file ", quote(index_path.string()), " puts tensor ", quote(name), " into ", quote(file_name),
+                      ", which does not hold it; are they of one download?"));
     }
   }
   return std::shared_ptr<const Checkpoint>(new Checkpoint(std::move(parts)));

@@ -47,13 +47,13 @@ class Checkpoint {
   Container container() const;
   const std::string& path() const;
   const std::vector<std::string>& files() const;
-  const std::vector<StoredTensor>& tensors() const;         // in file order
-  const StoredTensor* find(std::string_view name) const;    // nullptr when absent or unreadable
+  const std::vector<StoredTensor>& tensors() const;       // in file order
+  const StoredTensor* find(std::string_view name) const;  // nullptr when absent or unreadable
   // Why the values of a tensor that the file holds cannot be read ("its dtype is I64; ..."), or nullptr.
   const std::string* unreadable(std::string_view name) const;
-  const nlohmann::json& config() const;                     // config.json; an empty object for GGUF
-  const nlohmann::json& generation_config() const;          // generation_config.json or an empty object
-  const GgufMetadata& metadata() const;                     // empty for safetensors
+  const nlohmann::json& config() const;             // config.json; an empty object for GGUF
+  const nlohmann::json& generation_config() const;  // generation_config.json or an empty object
+  const GgufMetadata& metadata() const;             // empty for safetensors
 
  private:
   struct Parts;
@@ -66,7 +66,7 @@ class Checkpoint {
 void read_rows(const StoredTensor& tensor, int64_t first, int64_t count, float* out);
 
 struct FormatSize {
-  int group;        // values in a block
+  int group;  // values in a block
   int block_bytes;
 };
 FormatSize format_size(formats::FormatId format);

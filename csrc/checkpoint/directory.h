@@ -13,7 +13,7 @@
 namespace gemmantle {
 
 struct TensorDirectory {
-  std::vector<StoredTensor> tensors;                         // in the order of their bytes
+  std::vector<StoredTensor> tensors;                           // in the order of their bytes
   std::map<std::string, std::string, std::less<>> unreadable;  // name -> why its values cannot be read
 };
 

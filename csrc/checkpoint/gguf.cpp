@@ -31,17 +31,17 @@ struct TensorType {
 };
 
 constexpr TensorType kTensorTypes[] = {
-    {0, "F32", FormatId::f32},      {1, "F16", FormatId::f16},       {2, "Q4_0", FormatId::q4_0},
-    {3, "Q4_1", FormatId::q4_1},    {6, "Q5_0", FormatId::q5_0},     {7, "Q5_1", FormatId::q5_1},
-    {8, "Q8_0", FormatId::q8_0},    {9, "Q8_1", std::nullopt},       {10, "Q2_K", std::nullopt},
-    {11, "Q3_K", std::nullopt},     {12, "Q4_K", FormatId::q4_k},    {13, "Q5_K", FormatId::q5_k},
-    {14, "Q6_K", FormatId::q6_k},   {15, "Q8_K", std::nullopt},      {16, "IQ2_XXS", std::nullopt},
-    {17, "IQ2_XS", std::nullopt},   {18, "IQ3_XXS", std::nullopt},   {19, "IQ1_S", std::nullopt},
+    {0, "F32", FormatId::f32},        {1, "F16", FormatId::f16},     {2, "Q4_0", FormatId::q4_0},
+    {3, "Q4_1", FormatId::q4_1},      {6, "Q5_0", FormatId::q5_0},   {7, "Q5_1", FormatId::q5_1},
+    {8, "Q8_0", FormatId::q8_0},      {9, "Q8_1", std::nullopt},     {10, "Q2_K", std::nullopt},
+    {11, "Q3_K", std::nullopt},       {12, "Q4_K", FormatId::q4_k},  {13, "Q5_K", FormatId::q5_k},
+    {14, "Q6_K", FormatId::q6_k},     {15, "Q8_K", std::nullopt},    {16, "IQ2_XXS", std::nullopt},
+    {17, "IQ2_XS", std::nullopt},     {18, "IQ3_XXS", std::nullopt}, {19, "IQ1_S", std::nullopt},
     {20, "IQ4_NL", FormatId::iq4_nl}, {21, "IQ3_S", std::nullopt},   {22, "IQ2_S", std::nullopt},
-    {23, "IQ4_XS", std::nullopt},   {24, "I8", std::nullopt},        {25, "I16", std::nullopt},
-    {26, "I32", std::nullopt},      {27, "I64", std::nullopt},       {28, "F64", std::nullopt},
-    {29, "IQ1_M", std::nullopt},    {30, "BF16", FormatId::bf16},    {34, "TQ1_0", std::nullopt},
-    {35, "TQ2_0", std::nullopt},    {39, "MXFP4", std::nullopt},
+    {23, "IQ4_XS", std::nullopt},     {24, "I8", std::nullopt},      {25, "I16", std::nullopt},
+    {26, "I32", std::nullopt},        {27, "I64", std::nullopt},     {28, "F64", std::nullopt},
+    {29, "IQ1_M", std::nullopt},      {30, "BF16", FormatId::bf16},  {34, "TQ1_0", std::nullopt},
+    {35, "TQ2_0", std::nullopt},      {39, "MXFP4", std::nullopt},
 };
 
 constexpr const char* kReadTypes = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and IQ4_NL are read";
@@ -130,6 +130,10 @@ class Parser {
     throw Error(ErrorCode::corrupt_file, str("file ", quote(path_), " ", parts...));
   }
   template <class... Parts>
+  [[noreturn]] void refuse_part(const Parts&... parts) const {
+    throw Error(ErrorCode::corrupt_file, str("file ", quote(path_), ": ", parts...));
+  }
+  template <class... Parts>
   [[noreturn]] void unsupported(const Parts&... parts) const {
     throw Error(ErrorCode::unsupported, str("file ", quote(path_), " ", parts...));
   }
@@ -158,7 +162,8 @@ class Parser {
   std::string_view read_name(const char* what) {
     const auto length = reader_.read<uint64_t>(what);
     if (length > kMaxNameBytes) {
-      refuse("has ", what, " of ", length, " bytes at byte ", reader_.position(), "; at most ", kMaxNameBytes, " are read");
+      refuse("has ", what, " of ", length, " bytes at byte ", reader_.position(), "; at most ", kMaxNameBytes,
+             " are read");
     }
     const std::string_view text = reader_.text(length, what);
     if (!is_utf8(text)) refuse("has ", what, " ", quote(text), " that is not UTF-8");
@@ -215,7 +220,8 @@ class Parser {
   void check_boolean(const GgufMetadata::Entry& entry) const {
     for (const std::byte value : entry.bytes) {
       if (value > std::byte{1}) {
-        refuse("has ", static_cast<int>(value), " as a boolean under metadata key ", quote(entry.key), "; 0 or 1 is needed");
+        refuse("has ", static_cast<int>(value), " as a boolean under metadata key ", quote(entry.key),
+               "; 0 or 1 is needed");
       }
     }
   }
@@ -232,11 +238,12 @@ class Parser {
     Declared declared;
     StoredTensor& tensor = declared.tensor;
     tensor.name = read_name("a tensor name");
-    const auto refuse_tensor = [&](const auto&... parts) { refuse(": tensor ", quote(tensor.name), " ", parts...); };
+    const auto refuse_tensor = [&](const auto&... parts) { refuse_part("tensor ", quote(tensor.name), " ", parts...); };
     if (!names_.insert(tensor.name).second) refuse_tensor("is there twice; every name must be there once");
 
     const auto dimensions = reader_.read<uint32_t>("the dimensions of a tensor");
-    if (dimensions > kMaxDimensions) refuse_tensor("has ", dimensions, " dimensions; at most ", kMaxDimensions, " are read");
+    if (dimensions > kMaxDimensions)
+      refuse_tensor("has ", dimensions, " dimensions; at most ", kMaxDimensions, " are read");
     tensor.shape.resize(dimensions);
     for (uint32_t i = 0; i < dimensions; ++i) {
       const auto size = reader_.read<uint64_t>("the dimensions of a tensor");
@@ -246,7 +253,8 @@ class Parser {
     const auto type = reader_.read<uint32_t>("the type of a tensor");
     declared.offset = reader_.read<uint64_t>("the offset of a tensor");
     if (declared.offset % alignment_ != 0) {
-      refuse_tensor("begins at data byte ", declared.offset, "; a multiple of the alignment ", alignment_, " is needed");
+      refuse_tensor("begins at data byte ", declared.offset, "; a multiple of the alignment ", alignment_,
+                    " is needed");
     }
     const int64_t elements = checked_elements(tensor.shape);
     if (elements < 0) refuse_tensor("has shape ", shape_text(tensor.shape), ", more elements than a file can hold");
@@ -255,7 +263,8 @@ class Parser {
                                      [&](const TensorType& known) { return known.id == type; });
     if (found == std::end(kTensorTypes) || !found->format) {
       declared.readable = false;
-      const std::string shown = found == std::end(kTensorTypes) ? str("number ", type, ", which is not known") : found->name;
+      const std::string shown =
+          found == std::end(kTensorTypes) ? str("number ", type, ", which is not known") : found->name;
       file_.directory.unreadable.emplace(tensor.name, str("its type is ", shown, "; ", kReadTypes));
       return declared;
     }
@@ -284,12 +293,12 @@ class Parser {
     const std::string* previous = nullptr;
     for (Declared& next : declared) {
       if (next.offset > data.size() || next.bytes > data.size() - next.offset) {
-        refuse(": tensor ", quote(next.tensor.name), " needs ", next.bytes, " bytes at data byte ", next.offset,
-               "; the file holds ", data.size(), " bytes of data. Is it cut short? Fetch it again");
+        refuse_part("tensor ", quote(next.tensor.name), " needs ", next.bytes, " bytes at data byte ", next.offset,
+                    "; the file holds ", data.size(), " bytes of data. Is it cut short? Fetch it again");
       }
       if (next.offset < at) {
-        refuse(": tensors ", quote(*previous), " and ", quote(next.tensor.name), " overlap: one ends at data byte ", at,
-               ", the other begins at ", next.offset, "; no two tensors may share bytes");
+        refuse_part("tensors ", quote(*previous), " and ", quote(next.tensor.name), " overlap: one ends at data byte ",
+                    at, ", the other begins at ", next.offset, "; no two tensors may share bytes");
       }
       at = next.offset + next.bytes;
       previous = &next.tensor.name;
@@ -311,7 +320,7 @@ class Parser {
 }  // namespace
 
 const char* name(GgufType type) noexcept {
-  constexpr const char* kNames[] = {"u8",   "i8",     "u16",    "i16",   "u32", "i32", "f32",
+  constexpr const char* kNames[] = {"u8",   "i8",     "u16",   "i16", "u32", "i32", "f32",
                                     "bool", "string", "array", "u64", "i64", "f64"};
   return static_cast<size_t>(type) < std::size(kNames) ? kNames[static_cast<size_t>(type)] : "unknown";
 }

@@ -58,8 +58,8 @@ class GgufMetadata {
   struct Entry {
     std::string_view key;
     GgufType type{};
-    GgufType element{};  // of an array
-    uint64_t count = 1;  // of an array
+    GgufType element{};                // of an array
+    uint64_t count = 1;                // of an array
     std::span<const std::byte> bytes;  // without the type, length and count in front
   };
 

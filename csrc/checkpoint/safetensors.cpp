@@ -21,16 +21,17 @@ struct Dtype {
 };
 
 constexpr Dtype kDtypes[] = {
-    {"F32", 32, FormatId::f32},    {"BF16", 16, FormatId::bf16},  {"F16", 16, FormatId::f16},
-    {"F64", 64, std::nullopt},     {"I64", 64, std::nullopt},     {"U64", 64, std::nullopt},
-    {"I32", 32, std::nullopt},     {"U32", 32, std::nullopt},     {"I16", 16, std::nullopt},
-    {"U16", 16, std::nullopt},     {"I8", 8, std::nullopt},       {"U8", 8, std::nullopt},
-    {"BOOL", 8, std::nullopt},     {"F8_E4M3", 8, std::nullopt},  {"F8_E5M2", 8, std::nullopt},
-    {"F8_E8M0", 8, std::nullopt},  {"C64", 64, std::nullopt},
+    {"F32", 32, FormatId::f32},   {"BF16", 16, FormatId::bf16}, {"F16", 16, FormatId::f16},
+    {"F64", 64, std::nullopt},    {"I64", 64, std::nullopt},    {"U64", 64, std::nullopt},
+    {"I32", 32, std::nullopt},    {"U32", 32, std::nullopt},    {"I16", 16, std::nullopt},
+    {"U16", 16, std::nullopt},    {"I8", 8, std::nullopt},      {"U8", 8, std::nullopt},
+    {"BOOL", 8, std::nullopt},    {"F8_E4M3", 8, std::nullopt}, {"F8_E5M2", 8, std::nullopt},
+    {"F8_E8M0", 8, std::nullopt}, {"C64", 64, std::nullopt},
 };
 
 const Dtype* find_dtype(std::string_view name) {
-  const auto* found = std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.name == name; });
+  const auto* found =
+      std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.name == name; });
   return found == std::end(kDtypes) ? nullptr : found;
 }
 
@@ -39,7 +40,8 @@ class EntryReader {
  public:
   EntryReader(const std::string& path, const std::string& name, const json& entry, uint64_t data_bytes)
       : path_(path), name_(name), entry_(entry), data_bytes_(data_bytes) {
-    if (!entry.is_object()) refuse("is ", entry.type_name(), "; an object with dtype, shape and data_offsets is needed");
+    if (!entry.is_object())
+      refuse("is ", entry.type_name(), "; an object with dtype, shape and data_offsets is needed");
   }
 
   std::string dtype() const {
@@ -105,9 +107,8 @@ struct Range {
 };
 
 void check_tiling(std::vector<Range>& ranges, uint64_t data_bytes, const std::string& path) {
-  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-  });
+  std::sort(ranges.begin(), ranges.end(),
+            [](const Range& a, const Range& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
   uint64_t at = 0;
   const std::string* previous = nullptr;
   for (const Range& range : ranges) {
@@ -119,16 +120,16 @@ void check_tiling(std::vector<Range>& ranges, uint64_t data_bytes, const std::st
     }
     if (range.begin > at) {
       throw Error(ErrorCode::corrupt_file,
-                  str("file ", quote(path), ": tensor ", quote(*range.name), " begins at data byte ", range.begin,
-                      "; ", at, " is needed, since tensors follow each other without a gap"));
+                  str("file ", quote(path), ": tensor ", quote(*range.name), " begins at data byte ", range.begin, "; ",
+                      at, " is needed, since tensors follow each other without a gap"));
     }
     at = range.end;
     previous = range.name;
   }
   if (at != data_bytes) {
-    throw Error(ErrorCode::corrupt_file, str("file ", quote(path), " holds ", data_bytes,
-                                             " bytes of data; its header describes ", at,
-                                             ". Header and data are not of the same file"));
+    throw Error(ErrorCode::corrupt_file,
+                str("file ", quote(path), " holds ", data_bytes, " bytes of data; its header describes ", at,
+                    ". Header and data are not of the same file"));
   }
 }
 
@@ -193,7 +194,8 @@ TensorDirectory parse_safetensors(std::span<const std::byte> bytes, const std::s
   return directory;
 }
 
-std::map<std::string, std::string, std::less<>> parse_safetensors_index(std::string_view text, const std::string& path) {
+std::map<std::string, std::string, std::less<>> parse_safetensors_index(std::string_view text,
+                                                                        const std::string& path) {
   const auto refuse = [&](const auto&... parts) {
     throw Error(ErrorCode::corrupt_file, str("file ", quote(path), " ", parts...));
   };

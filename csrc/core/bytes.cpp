@@ -65,9 +65,9 @@ std::string_view ByteReader::text(uint64_t count, const char* what) {
 }
 
 void ByteReader::ends_inside(uint64_t count, const char* what) const {
-  throw Error(ErrorCode::corrupt_file, str("file ", quote(file_), " ends inside ", what, ": byte ", position_, " needs ",
-                                           count, " more, ", remaining(),
-                                           " are left; is it cut short or damaged? Fetch it again"));
+  throw Error(ErrorCode::corrupt_file,
+              str("file ", quote(file_), " ends inside ", what, ": byte ", position_, " needs ", count, " more, ",
+                  remaining(), " are left; is it cut short or damaged? Fetch it again"));
 }
 
 }  // namespace gemmantle

@@ -51,7 +51,8 @@ class ByteReader {
 
  private:
   void need(uint64_t count, const char* what) const {
-    if (count > remaining()) [[unlikely]] ends_inside(count, what);
+    if (count > remaining()) [[unlikely]]
+      ends_inside(count, what);
   }
   [[noreturn]] void ends_inside(uint64_t count, const char* what) const;
 

@@ -41,7 +41,8 @@ nlohmann::json parse_json(std::string_view text, std::string_view what, const Js
   const auto refuse = [&](const auto&... parts) { throw Error(ErrorCode::corrupt_file, str(what, " ", parts...)); };
   if (text.size() > limits.bytes) refuse("has ", text.size(), " bytes; at most ", limits.bytes, " are read");
   const JsonShape shape = scan_json(text);
-  if (shape.depth > limits.depth) refuse("is nested ", shape.depth, " levels deep; at most ", limits.depth, " are read");
+  if (shape.depth > limits.depth)
+    refuse("is nested ", shape.depth, " levels deep; at most ", limits.depth, " are read");
   if (shape.values > limits.values) {
     refuse("holds up to ", shape.values, " values; at most ", limits.values, " are read");
   }

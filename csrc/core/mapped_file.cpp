@@ -39,8 +39,9 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::string& path) {
     throw Error(ErrorCode::invalid_argument, str("file ", quote(path), " cannot be read: ", std::strerror(errno)));
   }
   if (!S_ISREG(status.st_mode)) {
-    throw Error(ErrorCode::unsupported, str(quote(path), " is a ", S_ISDIR(status.st_mode) ? "folder" : "device or pipe",
-                                            "; a regular file is needed, because model files are mapped into memory"));
+    throw Error(ErrorCode::unsupported,
+                str(quote(path), " is a ", S_ISDIR(status.st_mode) ? "folder" : "device or pipe",
+                    "; a regular file is needed, because model files are mapped into memory"));
   }
   const auto size = static_cast<size_t>(status.st_size);
   const std::byte* data = nullptr;

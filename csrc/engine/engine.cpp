@@ -289,20 +289,17 @@ void Engine::Parts::publish(const std::vector<ScheduledRows>& plan) {
   for (size_t r = 0; r < sampled.size(); ++r) {
     if (!wanted[r].draws) continue;
     Sequence& sequence = *wanted[r].sequence;
-    try {
-      if (sampled[r].id < 0) {
-        throw Error(ErrorCode::invalid_argument,
-                    "no token may be drawn: suppress, logit_bias or the allowed set exclude all of them", "suppress");
-      }
-      Delta delta = sequence.accept(sampled[r]);
-      ++counts.generated_tokens;
-      if (delta.finish == FinishReason::none) {
-        sequence.mailbox().publish(std::move(delta));
-      } else {
-        finish(sequence, std::move(delta));
-      }
-    } catch (...) {
-      fail(sequence, as_error(std::current_exception()));
+    if (sampled[r].id < 0) {
+      fail(sequence, Error(ErrorCode::invalid_argument,
+                           "no token may be drawn: suppress or the allowed set exclude all of them", "suppress"));
+      continue;
+    }
+    Delta delta = sequence.accept(sampled[r]);
+    ++counts.generated_tokens;
+    if (delta.finish == FinishReason::none) {
+      sequence.mailbox().publish(std::move(delta));
+    } else {
+      finish(sequence, std::move(delta));
     }
   }
   for (Sequence* sequence : complete) finish(*sequence, sequence->end(FinishReason::length));

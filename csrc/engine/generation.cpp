@@ -106,6 +106,11 @@ std::optional<Delta> Mailbox::next(std::optional<double> timeout_s) {
   return std::nullopt;
 }
 
+bool Mailbox::is_over() const {
+  const std::lock_guard lock(mutex_);
+  return ended_ && !has_pending_ && !error_;
+}
+
 int Mailbox::fileno() {
   const std::lock_guard lock(mutex_);
   if (event_fd_ < 0) {
@@ -136,6 +141,11 @@ Generation::~Generation() {
 std::optional<Delta> Generation::next(std::optional<double> timeout_s) {
   refuse_in_child(owner_);
   return mailbox_->next(timeout_s);
+}
+
+bool Generation::is_over() const {
+  refuse_in_child(owner_);
+  return mailbox_->is_over();
 }
 
 int Generation::fileno() {

@@ -74,6 +74,7 @@ class Mailbox {
   // The consumer's side.
   void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   std::optional<Delta> next(std::optional<double> timeout_s);
+  bool is_over() const;  // ended, and every delta read
   int fileno();
   PromptLogprobs prompt_logprobs() const;
 
@@ -105,6 +106,7 @@ class Generation {
   // request once its deltas are read.
   std::optional<Delta> next(std::optional<double> timeout_s = std::nullopt);
   std::optional<Delta> try_next() { return next(0.0); }
+  bool is_over() const;  // nothing more will come
 
   // An eventfd that is readable while something waits; made on the first call, owned by the generation.
   int fileno();

@@ -52,7 +52,7 @@ GEMMANTLE_HD static inline uint16_t f32_to_f16(float value) noexcept {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
   if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // 65520 and above round to infinity
-  if (magnitude >= 0x38800000u) {                                             // 2^-14: a normal half
+  if (magnitude >= 0x38800000u) {                                              // 2^-14: a normal half
     const uint32_t rebased = magnitude - (112u << 23);
     return static_cast<uint16_t>(sign | ((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13));
   }

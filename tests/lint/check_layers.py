@@ -25,7 +25,15 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "csrc/backend": ("csrc/core", "kernels/formats", "kernels/common"),
     "csrc/backend/registry.cpp": ("csrc/backend/", "csrc/core"),
     "csrc/backend/reference": ("csrc/backend", "csrc/core", "kernels/reference", "kernels/formats", "kernels/common"),
-    "csrc/backend/cpu": ("csrc/backend", "csrc/core", "kernels/cpu", "kernels/formats", "kernels/common"),
+    # Sampling runs once a row, so the plain one serves both backends.
+    "csrc/backend/cpu": (
+        "csrc/backend",
+        "csrc/core",
+        "kernels/cpu",
+        "kernels/reference/sample.h",
+        "kernels/formats",
+        "kernels/common",
+    ),
     "csrc/backend/cuda": ("csrc/backend", "csrc/core", "kernels/cuda", "kernels/formats", "kernels/common"),
     "csrc/model": ("csrc/backend", "csrc/checkpoint", "csrc/core", "kernels/formats"),
     "csrc/text": ("csrc/core",),
@@ -67,6 +75,8 @@ def longest(path: str, table: dict[str, object]) -> str | None:
 
 def covers(entry: str, path: str) -> bool:
     """Whether an allowed entry covers a header: a folder covers its own files, with a final slash also its subfolders."""
+    if entry == path:
+        return True
     if entry.endswith("/"):
         return path.startswith(entry)
     return path.rsplit("/", 1)[0] == entry

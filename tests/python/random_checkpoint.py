@@ -72,12 +72,13 @@ def random_weights(shape: Shape, rng: np.random.Generator, *, unused: bool = Fal
     def matrix(name: str, *dims: int) -> None:
         out[name] = (rng.standard_normal(dims) * dims[-1] ** -0.5).astype(np.float32)
 
-    def norm(name: str, size: int, centre: float = 1.0) -> None:
+    def norm(name: str, size: int, centre: float | NDArray[np.float64] = 1.0) -> None:
         value = centre * rng.uniform(0.7, 1.3, size)
         out[name] = (value if s.gemma == 4 else value - 1).astype(np.float32)
 
     matrix("embed_tokens.weight", s.vocab, h)
-    norm("norm.weight", h)
+    # Both signs: the table is tied, and a residual that remembers its token would predict that token for ever.
+    norm("norm.weight", h, rng.choice([-1.0, 1.0], h))
     if s.ple:
         layers = len(s.is_full)
         matrix("embed_tokens_per_layer.weight", s.vocab, layers * s.ple)

@@ -70,7 +70,8 @@ class Handler:
     def _generate(self, request: Request, start: _Start, started: float) -> Reply:
         try:
             deadline = _deadline(request)
-            work, answer, name = self._begin(request, start)
+            body = parse_body(request.body)
+            work, answer, name = self._begin(body, _model_name(body), start)
             if answer.stream:
                 return self._streamed(request, work, answer, name, started)
             while work.running:
@@ -85,12 +86,14 @@ class Handler:
     async def _agenerate(self, request: Request, start: _Start, started: float) -> Reply:
         try:
             deadline = _deadline(request)
-            if len(request.body) > _LARGE_BODY or self._needs_loading(request):
+            body = parse_body(request.body)
+            model = _model_name(body)
+            if len(request.body) > _LARGE_BODY or self._source.find(model) is None:
                 from anyio import to_thread
 
-                work, answer, name = await to_thread.run_sync(self._begin, request, start)
+                work, answer, name = await to_thread.run_sync(self._begin, body, model, start)
             else:
-                work, answer, name = self._begin(request, start)
+                work, answer, name = self._begin(body, model, start)
             if answer.stream:
                 return self._streamed(request, work, answer, name, started)
             while work.running:
@@ -102,23 +105,10 @@ class Handler:
         except Exception as exc:
             return _failed(started, problem_of(exc))
 
-    def _begin(self, request: Request, start: _Start) -> tuple[Work, Answer, str]:
-        body = parse_body(request.body)
-        name = body.get("model")
-        if name is None:
-            raise RequestError("`model` is missing", code="missing_required_parameter", param="model")
-        if not isinstance(name, str):
-            raise RequestError("`model` must be a string: a name, a folder or a .gguf file", param="model")
-        engine = self._source.find(name) or self._source.load(name)
+    def _begin(self, body: dict[str, Any], model: str, start: _Start) -> tuple[Work, Answer, str]:
+        engine = self._source.find(model) or self._source.load(model)
         work, answer = start(body, engine)
         return work, answer, engine.profile.name
-
-    def _needs_loading(self, request: Request) -> bool:
-        try:
-            name = parse_body(request.body).get("model")
-        except RequestError:
-            return False  # refused below, in words
-        return isinstance(name, str) and self._source.find(name) is None
 
     def _streamed(self, request: Request, work: Work, answer: Answer, name: str, started: float) -> Reply:
         headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
@@ -150,6 +140,15 @@ def _route(request: Request) -> _Start | None:
         raise RequestError(f"{path[:200]} answers GET, not {method}", code="method_not_allowed")
     known = ", ".join([*sorted(_GENERATING), "/models"])
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
+
+
+def _model_name(body: dict[str, Any]) -> str:
+    name = body.get("model")
+    if name is None:
+        raise RequestError("`model` is missing", code="missing_required_parameter", param="model")
+    if not isinstance(name, str):
+        raise RequestError("`model` must be a string: a name, a folder or a .gguf file", param="model")
+    return name
 
 
 def _path(request: Request) -> str:

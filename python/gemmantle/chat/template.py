@@ -192,6 +192,8 @@ def _open_model_turn(out: Segments, left: _Left, *, thinking: bool, empty_though
 
 
 def _write_empty_thought(out: Segments) -> None:
+    # Large models with thinking off: in front of every model turn, history included, that carries no reasoning of its
+    # own, whether that was rendered or not.
     out.control("<|channel>")
     out.text("thought\n")
     out.control("<channel|>")

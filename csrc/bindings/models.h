@@ -1,0 +1,34 @@
+// models.h: what the bindings hold for a Python Model.
+#pragma once
+
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <memory>
+
+#include "engine/fork_guard.h"
+#include "model/model.h"
+
+namespace gemmantle::bindings {
+
+// The threads of a model do not survive a fork: the child is refused, and leaves the model as it is.
+class PyModel {
+ public:
+  explicit PyModel(std::shared_ptr<Model> model) : owner_(::getpid()) {
+    Model* raw = model.get();
+    model_ = std::shared_ptr<Model>(raw, [kept = std::move(model), owner = owner_](Model*) mutable {
+      if (::getpid() != owner) new std::shared_ptr<Model>(std::move(kept));
+    });
+  }
+  const Model& facts() const { return *model_; }
+  const std::shared_ptr<Model>& get() const {
+    refuse_in_child(owner_);
+    return model_;
+  }
+
+ private:
+  std::shared_ptr<Model> model_;
+  pid_t owner_;
+};
+
+}  // namespace gemmantle::bindings

@@ -1,0 +1,195 @@
+"""`OpenAI` and `AsyncOpenAI`: genuine SDK objects whose HTTP transport answers in this process. Nothing else.
+
+The callables return the SDK's own classes (no subclass), so everything that takes a client takes these. The model named
+in a request is loaded on first use and shared with every other client that asks for it with the same options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from gemmantle import engines, hub
+from gemmantle._http import library
+from gemmantle.api import Handler
+from gemmantle.api.models import card
+from gemmantle.api.protocol import ServingEngine
+from gemmantle.errors import ModelNotFound
+from gemmantle.transport import async_transport, sync_transport
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = ["AsyncOpenAI", "OpenAI", "async_client_for", "client_for", "handler_for"]
+
+BASE_URL = "http://local.invalid/v1"
+_API_KEY = "local"
+
+_SDK_OPTIONS = {
+    "timeout", "max_retries", "default_headers", "default_query", "organization", "project", "webhook_secret",
+    "_strict_response_validation",
+}  # fmt: skip
+_REFUSED = {
+    "base_url": "requests are answered in this process; use openai.OpenAI(base_url=...) for another server",
+    "http_client": "the transport is ours; use openai.OpenAI(http_client=...) with engine.transport() to build your own",
+    "provider": "requests are answered in this process; use openai.OpenAI(provider=...) for a remote service",
+    "workload_identity": "no credentials are needed in this process",
+    "data_residency": "requests do not leave this process",
+    "websocket_base_url": "there are no WebSockets in this process",
+    "mounts": "a mount would lead requests past the in-process transport",
+    "proxy": "a proxy would lead requests past the in-process transport",
+}
+
+
+def OpenAI(  # noqa: N802 - it stands where the SDK's class stands
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    mode: str = "exact",
+    max_context: int | None = None,
+    deterministic: bool = False,
+    api_key: object = None,
+    **options: Any,
+) -> openai.OpenAI:
+    """A genuine `openai.OpenAI` that answers from local models.
+
+    device, threads, mode, max_context, deterministic and the other keywords of `gemmantle.load` are ours; timeout,
+    max_retries, default_headers, default_query, organization and project go to the SDK. `api_key` is accepted and
+    ignored. TypeError, in words, for base_url, http_client and what is neither's.
+    """
+    source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
+    return _sync_client(Handler(source), options)
+
+
+def AsyncOpenAI(  # noqa: N802
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    mode: str = "exact",
+    max_context: int | None = None,
+    deterministic: bool = False,
+    api_key: object = None,
+    **options: Any,
+) -> openai.AsyncOpenAI:
+    """A genuine `openai.AsyncOpenAI`; the arguments are those of `OpenAI`. It may be used from several loops in turn."""
+    source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
+    return _async_client(Handler(source), options)
+
+
+def client_for(engine: ServingEngine, **options: Any) -> openai.OpenAI:
+    """An SDK client that answers from one engine."""
+    return _sync_client(handler_for(engine), options)
+
+
+def async_client_for(engine: ServingEngine, **options: Any) -> openai.AsyncOpenAI:
+    return _async_client(handler_for(engine), options)
+
+
+def handler_for(engine: ServingEngine) -> Handler:
+    return Handler(OneModel(engine))
+
+
+class OneModel:
+    """The models of `engine.client()`: one, under its name and aliases."""
+
+    def __init__(self, engine: ServingEngine) -> None:
+        self._engine = engine
+
+    def find(self, name: str) -> ServingEngine | None:
+        profile = self._engine.profile
+        return self._engine if name == profile.name or name in profile.aliases else None
+
+    def load(self, name: str) -> ServingEngine:
+        profile = self._engine.profile
+        known = ", ".join([profile.name, *profile.aliases])
+        raise ModelNotFound(f"model '{name[:200]}' is not here; this client answers as: {known}")
+
+    def cards(self) -> list[dict[str, Any]]:
+        return [card(self._engine.profile)]
+
+
+class LocalModels:
+    """The models of `OpenAI()`: whatever `hub.resolve` finds, loaded on first use with one set of options."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+        self._engines: dict[str, ServingEngine] = {}
+        self._lock = threading.Lock()
+
+    def find(self, name: str) -> ServingEngine | None:
+        return self._engines.get(name)
+
+    def load(self, name: str) -> ServingEngine:
+        """Two first requests for one model load it once: `engines.load` shares."""
+        engine = engines.load(name, **self._options)
+        with self._lock:
+            kept = self._engines.setdefault(name, engine)
+        return kept
+
+    def cards(self) -> list[dict[str, Any]]:
+        loaded = {engine.profile.name: engine.profile for engine in list(self._engines.values())}
+        cards = [card(profile) for profile in loaded.values()]
+        for name in hub.names_on_disk():
+            if name not in loaded:
+                cards.append(
+                    {"id": name, "object": "model", "created": 0, "owned_by": "local", "aliases": [], "loaded": False}
+                )
+        return cards
+
+
+def _engine_options(
+    device: str,
+    threads: int | None,
+    mode: str,
+    max_context: int | None,
+    deterministic: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Checked now, so that a wrong device name fails here and not in the first request."""
+    engine = {
+        "device": device,
+        "threads": threads,
+        "mode": mode,
+        "max_context": max_context,
+        "deterministic": deterministic,
+    }
+    for name in engines.EXTRA_OPTIONS:
+        if name in options:
+            engine[name] = options.pop(name)
+    engines.check_options(**engine)
+    return engine
+
+
+def _sdk_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    options.pop("api_key", None)
+    for name in options:
+        if name in _REFUSED:
+            raise TypeError(f"{name} cannot be given here: {_REFUSED[name]}")
+        if name not in _SDK_OPTIONS:
+            known = ", ".join(sorted(option for option in _SDK_OPTIONS if not option.startswith("_")))
+            raise TypeError(f"unknown argument {name}; the SDK's are {known}, the rest are those of gemmantle.load")
+    return {**options, "base_url": BASE_URL, "api_key": _API_KEY}
+
+
+def _sync_client(handler: Handler, options: dict[str, Any]) -> openai.OpenAI:
+    arguments = _sdk_arguments(options)
+    http = library()
+    sdk = importlib.import_module("openai")
+    http_client = http.client(transport=sync_transport(handler), trust_env=False, follow_redirects=True)
+    client: openai.OpenAI = sdk.OpenAI(http_client=http_client, **_admin_key(sdk.OpenAI), **arguments)
+    return client
+
+
+def _async_client(handler: Handler, options: dict[str, Any]) -> openai.AsyncOpenAI:
+    arguments = _sdk_arguments(options)
+    http = library()
+    sdk = importlib.import_module("openai")
+    http_client = http.async_client(transport=async_transport(handler), trust_env=False, follow_redirects=True)
+    client: openai.AsyncOpenAI = sdk.AsyncOpenAI(http_client=http_client, **_admin_key(sdk.AsyncOpenAI), **arguments)
+    return client
+
+
+def _admin_key(sdk_class: Any) -> dict[str, str]:
+    """An empty admin key keeps the SDK from reading the variable of the real service, where it knows such a key."""
+    return {"admin_api_key": ""} if "admin_api_key" in sdk_class.__init__.__code__.co_varnames else {}
