@@ -37,7 +37,9 @@ def encode(value: NDArray[np.float32], kind: Kind, rng: np.random.Generator) -> 
     return blocks.reshape(*value.shape[:-1], -1)
 
 
-def write(path: Path, shape: Shape, rng: np.random.Generator, kinds: list[Kind], *, split_experts: bool = False) -> None:
+def write(
+    path: Path, shape: Shape, rng: np.random.Generator, kinds: list[Kind], *, split_experts: bool = False
+) -> None:
     """A GGUF file; the matrices take the formats of `kinds` in turn, where their row length allows."""
     arch = f"gemma{shape.gemma}"
     layers = len(shape.is_full)

@@ -1,4 +1,4 @@
-"""GGUF files: every stored format, in every variant's tensors, against the oracle on independently dequantised weights."""
+"""GGUF files: every stored format in every variant against the oracle, on weights that `gguf` dequantised."""
 
 from __future__ import annotations
 

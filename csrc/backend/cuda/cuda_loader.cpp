@@ -40,7 +40,8 @@ CudaStatus open_cuda_plugin(const std::string& path) {
   CudaStatus status;
   std::error_code ignored;
   if (!std::filesystem::exists(path, ignored)) {
-    return refusal(status, str(kNoPlugin, ": looked at ", path, "; set ", kVariable, " to use one that lies elsewhere"));
+    return refusal(status,
+                   str(kNoPlugin, ": looked at ", path, "; set ", kVariable, " to use one that lies elsewhere"));
   }
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return refusal(status, str("the CUDA plugin cannot be opened: ", dlerror()));
@@ -53,8 +54,8 @@ CudaStatus open_cuda_plugin(const std::string& path) {
   const auto ask = reinterpret_cast<CudaPluginFunction>(symbol);
   const std::string remedy = "; install a plugin of the same build as this package";
   if (ask(kCudaInterfaceVersion, &status.plugin) != 0) {
-    return refusal(status, str("the CUDA plugin ", path, " speaks another interface version than ", kCudaInterfaceVersion,
-                               " (different build)", remedy));
+    return refusal(status, str("the CUDA plugin ", path, " speaks another interface version than ",
+                               kCudaInterfaceVersion, " (different build)", remedy));
   }
   if (const std::string build_id = status.plugin.build_id; build_id != GEMMANTLE_BUILD_ID) {
     return refusal(status, str("the CUDA plugin ", path, " is of a different build: ", build_id, ", this package is ",

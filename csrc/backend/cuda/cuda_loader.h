@@ -1,7 +1,7 @@
 // cuda_loader.h: finds the CUDA plugin at run time, or remembers in words why CUDA cannot be used.
 //
-// The core never links CUDA. The plugin is looked for at GEMMANTLE_CUDA_LIBRARY, else beside the library or program that
-// holds this code; it is opened privately, never unloaded, and asked once.
+// The core never links CUDA. The plugin is looked for at GEMMANTLE_CUDA_LIBRARY, else beside the library or program
+// that holds this code; it is opened privately, never unloaded, and asked once.
 #pragma once
 
 #include <memory>

@@ -56,7 +56,8 @@ extern "C" GEMMANTLE_EXPORT int gemmantle_cuda_plugin(int interface_version, gem
   if (plugin->device_count > 0) describe_device(*plugin);
   copy(plugin->reason, why_no_device(error, *plugin));
   if (plugin->reason[0] == '\0') {
-    copy(plugin->reason, str("found ", plugin->description, ", but the CUDA plugin of this version runs no model yet; "
+    copy(plugin->reason, str("found ", plugin->description,
+                             ", but the CUDA plugin of this version runs no model yet; "
                              "use device 'cpu'"));
   }
   return 0;

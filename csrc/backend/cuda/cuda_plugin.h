@@ -1,7 +1,7 @@
 // cuda_plugin.h: the one function that crosses between the core and libgemmantle_cuda.so.
 //
-// The plugin fills what it found and, when a device can be used, how to make a backend on it. Both sides check that they
-// were built from the same border headers: the plugin the interface version, the core the build id.
+// The plugin fills what it found and, when a device can be used, how to make a backend on it. Both sides check that
+// they were built from the same border headers: the plugin the interface version, the core the build id.
 #pragma once
 
 #include "backend/backend.h"
@@ -14,11 +14,11 @@ inline constexpr const char* kCudaPluginFunction = "gemmantle_cuda_plugin";
 
 struct CudaPlugin {
   const char* build_id = "";
-  int runtime_version = 0;   // 1000 * major + 10 * minor, as CUDA counts
-  int driver_version = 0;    // newest run time the driver serves; 0: no driver
+  int runtime_version = 0;  // 1000 * major + 10 * minor, as CUDA counts
+  int driver_version = 0;   // newest run time the driver serves; 0: no driver
   int device_count = 0;
-  char description[256] = {};  // of device 0; empty when there is none
-  char reason[512] = {};       // why no device can be used; empty when one can
+  char description[256] = {};                                         // of device 0; empty when there is none
+  char reason[512] = {};                                              // why no device can be used; empty when one can
   Backend* (*make_backend)(const BackendOptions& options) = nullptr;  // throws Error
 };
 

@@ -1,4 +1,5 @@
-// replay.cpp: the main() of a fuzzer built without libFuzzer: feeds every file of the given files and folders, in order.
+// replay.cpp: the main() of a fuzzer built without libFuzzer: feeds every file of the given files and folders, in
+// order.
 //
 // Fails when there was nothing to feed, so that a corpus that moved away is noticed.
 #include <algorithm>
