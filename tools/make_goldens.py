@@ -71,15 +71,15 @@ GOLDENS = {
     ),
     "odd/e4b": Golden(
         rc.Shape(
-            layers("sfssssf"), hidden=46, heads=6, kv_heads=2, head_dim=22, global_head_dim=34, mlp=83, vocab=299,
+            layers("sfssssf"), hidden=46, heads=6, kv_heads=2, head_dim=22, global_head_dim=34, mlp=61, vocab=299,
             window=13, ple=25, kv_shared=3,
         ),
         "resaved", dtype="F32",
     ),
     "odd/12b": Golden(
         rc.Shape(
-            layers("ssfssf"), hidden=58, heads=4, kv_heads=2, head_dim=26, global_head_dim=42, global_kv_heads=1, mlp=91,
-            vocab=277, window=11, k_eq_v=True, unified=True,
+            layers("ssfssf"), hidden=58, heads=4, kv_heads=2, head_dim=26, global_head_dim=42, global_kv_heads=1,
+            mlp=91, vocab=277, window=11, k_eq_v=True, unified=True,
         ),
         "released", towers=True,
     ),
@@ -95,7 +95,7 @@ GOLDENS = {
             layers("sssfsf"), hidden=62, heads=8, kv_heads=4, head_dim=14, global_head_dim=26, global_kv_heads=2,
             mlp=101, vocab=353, window=17, k_eq_v=True, softcap=8.0,
         ),
-        "released", dtype="F32",
+        "released",
     ),
     "odd/gemma3": Golden(
         rc.Shape(
@@ -128,7 +128,7 @@ GOLDENS = {
     ),
     "true/26b": Golden(
         rc.Shape(
-            layers("ssf"), hidden=48, heads=4, kv_heads=2, head_dim=256, global_head_dim=512, global_kv_heads=1, mlp=64,
+            layers("sf"), hidden=48, heads=4, kv_heads=2, head_dim=256, global_head_dim=512, global_kv_heads=1, mlp=64,
             vocab=256, window=16, k_eq_v=True, experts=8, experts_per_token=2, expert_mlp=32,
         ),
         "released",

@@ -354,20 +354,21 @@ class Nano(torch.nn.Module):
         return int(self.config["num_global_key_value_heads" if self.k_is_v(i) else "num_key_value_heads"])
 
     def attend(self, i: int, u: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, batch: Batch | None) -> Tensor:
-        """u [N, h] at all positions (batch None) or at answer positions; k, v [B, K, S, d]; mask [S, S] or [B, 1, A, S]."""
+        """u [N, h] at all positions (batch None) or at answer positions; k, v [B, K, S, d]; mask [S, S] or [B, 1, 1, A, S]."""
         d, heads, p = self.head_width(i), self.config["num_attention_heads"], f"layers.{i}.self_attn."
         rows = k.shape[0]
         q = rotate(norm(functional.linear(u, self.w(p + "q_proj.weight")).view(-1, heads, d), self.w(p + "q_norm.weight")), cos, sin)
-        groups = heads // k.shape[1]
-        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        if batch is None:
-            q = q.view(rows, -1, heads, d).transpose(1, 2)
-            o = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0).transpose(1, 2).reshape(-1, heads * d)
-        else:
-            padded = q.new_zeros(batch.places.numel(), heads, d).index_copy(0, batch.slot, q)
-            padded = padded.view(rows, -1, heads, d).transpose(1, 2)
-            o = functional.scaled_dot_product_attention(padded, k, v, attn_mask=mask, scale=1.0).transpose(1, 2)
-            o = o.reshape(-1, heads * d).index_select(0, batch.slot)
+        if batch is not None:
+            q = q.new_zeros(batch.places.numel(), heads, d).index_copy(0, batch.slot, q)
+        kv = k.shape[1]
+        q = q.view(rows, -1, kv, heads // kv, d).permute(0, 2, 3, 1, 4)
+        many = q.shape[3]
+        scores = (q.reshape(rows, kv, -1, d) @ k.transpose(-1, -2)).view(rows, kv, heads // kv, many, -1)
+        weights = functional.softmax(torch.where(mask, scores.float(), -1e9), -1).to(v.dtype)
+        o = (weights.view(rows, kv, -1, weights.shape[-1]) @ v).view(rows, kv, heads // kv, many, d)
+        o = o.permute(0, 3, 1, 2, 4).reshape(-1, heads * d)
+        if batch is not None:
+            o = o.index_select(0, batch.slot)
         return functional.linear(o, self.w(p + "o_proj.weight"))
 
     def mlp(self, i: int, z: Tensor) -> Tensor:
@@ -413,8 +414,8 @@ class Nano(torch.nn.Module):
         if at is not None:
             reach = batch.places[:, :, None] - span
             few_masks = {
-                "full_attention": (reach >= 0)[:, None],
-                "sliding_attention": ((reach >= 0) & (reach < window))[:, None],
+                "full_attention": (reach >= 0)[:, None, None],
+                "sliding_attention": ((reach >= 0) & (reach < window))[:, None, None],
             }
             at_position = at % length
         shared: dict[str, tuple[Tensor, Tensor]] = {}
@@ -588,8 +589,9 @@ def train(arguments: argparse.Namespace) -> None:
     batches = stream(e, 1, state["pool"], state["offset"], arguments.steps, arguments.tokens, state["step"])
     while state["step"] < arguments.steps:
         pool, k, batch = next(batches)
-        logits = forward(batch)
-        loss = functional.cross_entropy(logits, batch.target)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
+            logits = forward(batch)
+        loss = functional.cross_entropy(logits.float(), batch.target)
         for p in model.parameters():
             p.grad = None
         loss.backward()
@@ -620,11 +622,12 @@ def main() -> None:
     t.add_argument("--series", choices=("e", "moe"), required=True)
     t.add_argument("--steps", type=int, default=6000)
     t.add_argument("--tokens", type=int, default=6144, help="ids of a batch, padding included")
-    t.add_argument("--threads", type=int, default=2)
+    t.add_argument("--threads", type=int, default=1)
     t.add_argument("--muon-rate", type=float, default=0.02)
     t.add_argument("--adam-rate", type=float, default=3e-3)
     t.add_argument("--eval-every", type=int, default=500)
-    t.add_argument("--compile", action="store_true")
+    t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    t.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 products, f32 elsewhere")
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments)

@@ -77,7 +77,7 @@ int cgroup_cpus(const std::string& membership_file, const std::string& cgroup_fs
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const std::string controllers = std::string(",").append(line, first + 1, second - first - 1).append(",");
     const bool v2 = controllers == ",,";
     if (!v2 && controllers.find(",cpu,") == std::string::npos) continue;
     // Every ancestor limits too; inside a container the path may not exist below the root that is seen.

@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/dot.h"
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/unpack.h"
 #include "kernels/formats/decode.h"
 
 namespace gemmantle::cpu {
@@ -42,7 +43,8 @@ static inline void widen(const uint8_t* row, int64_t first, int64_t n, float* va
     for (; i + kLanes <= n; i += kLanes) store(values + i, load_dense<F>(p + i * F::block_bytes));
     if (i < n) store_first(values + i, load_dense_first<F>(p + i * F::block_bytes, n - i), n - i);
   } else {
-    formats::decode_row<F>(row + first / F::group * F::block_bytes, n, values);
+    const uint8_t* block = row + first / F::group * F::block_bytes;
+    for (int64_t i = 0; i < n; i += F::group, block += F::block_bytes) unpack<F>(block, values + i);
   }
 }
 

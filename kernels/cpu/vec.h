@@ -12,6 +12,12 @@
 
 #define GEMMANTLE_VEC static inline __attribute__((always_inline))
 
+namespace gemmantle::cpu {
+namespace {
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+}  // namespace
+}  // namespace gemmantle::cpu
+
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include "kernels/cpu/vec_avx512.h"
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)

@@ -50,6 +50,9 @@ GEMMANTLE_VEC float largest(Vec v) noexcept {
   return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
 
+GEMMANTLE_VEC Vec load_i8(const int8_t* p) noexcept {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
 GEMMANTLE_VEC Vec load_bf16(const uint8_t* p) noexcept {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -59,11 +62,24 @@ GEMMANTLE_VEC Vec load_bf16_first(const uint8_t* p, int64_t n) noexcept {
   memcpy(halves, p, static_cast<size_t>(2 * n));
   return load_bf16(halves);
 }
+GEMMANTLE_VEC float widen_f16(uint16_t half) noexcept { return _cvtsh_ss(half); }
 GEMMANTLE_VEC Vec load_f16(const uint8_t* p) noexcept { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 GEMMANTLE_VEC Vec load_f16_first(const uint8_t* p, int64_t n) noexcept {
   uint8_t halves[16] = {};
   memcpy(halves, p, static_cast<size_t>(2 * n));
   return load_f16(halves);
+}
+
+// 255 in byte i where bit i is set.
+GEMMANTLE_VEC Bytes bytes_of_bits(uint16_t bits) noexcept {
+  const __m128i own = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));  // byte i of eight keeps bit i
+  const __m128i spread = _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+  const __m128i copies = _mm_shuffle_epi8(_mm_set1_epi16(static_cast<int16_t>(bits)), spread);
+  return (Bytes)_mm_cmpeq_epi8(_mm_and_si128(copies, own), own);
+}
+// table[codes[i]], codes below 16.
+GEMMANTLE_VEC Bytes look_up(Bytes table, Bytes codes) noexcept {
+  return (Bytes)_mm_shuffle_epi8((__m128i)table, (__m128i)codes);
 }
 
 }  // namespace

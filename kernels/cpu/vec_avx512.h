@@ -52,6 +52,9 @@ GEMMANTLE_VEC float sum(Vec v) noexcept {
 
 GEMMANTLE_VEC float largest(Vec v) noexcept { return _mm512_reduce_max_ps(v); }
 
+GEMMANTLE_VEC Vec load_i8(const int8_t* p) noexcept {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 GEMMANTLE_VEC Vec widen_bf16(__m256i halves) noexcept {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
 }
@@ -59,9 +62,17 @@ GEMMANTLE_VEC Vec load_bf16(const uint8_t* p) noexcept { return widen_bf16(_mm25
 GEMMANTLE_VEC Vec load_bf16_first(const uint8_t* p, int64_t n) noexcept {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
+GEMMANTLE_VEC float widen_f16(uint16_t half) noexcept { return _cvtsh_ss(half); }
 GEMMANTLE_VEC Vec load_f16(const uint8_t* p) noexcept { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 GEMMANTLE_VEC Vec load_f16_first(const uint8_t* p, int64_t n) noexcept {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+
+// 255 in byte i where bit i is set.
+GEMMANTLE_VEC Bytes bytes_of_bits(uint16_t bits) noexcept { return (Bytes)_mm_movm_epi8(bits); }
+// table[codes[i]], codes below 16.
+GEMMANTLE_VEC Bytes look_up(Bytes table, Bytes codes) noexcept {
+  return (Bytes)_mm_shuffle_epi8((__m128i)table, (__m128i)codes);
 }
 
 }  // namespace

@@ -43,18 +43,37 @@ GEMMANTLE_VEC float largest(Vec v) noexcept {
   return a > b ? a : b;
 }
 
+GEMMANTLE_VEC Vec load_i8(const int8_t* p) noexcept {
+  return __builtin_convertvector((Mask{p[0], p[1], p[2], p[3]}), Vec);
+}
 GEMMANTLE_VEC Vec load_bf16_first(const uint8_t* p, int64_t n) noexcept {
   float values[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) values[i] = bf16_to_f32(load_u16(p + 2 * i));
   return load(values);
 }
 GEMMANTLE_VEC Vec load_bf16(const uint8_t* p) noexcept { return load_bf16_first(p, kLanes); }
+GEMMANTLE_VEC float widen_f16(uint16_t half) noexcept { return f16_to_f32(half); }
 GEMMANTLE_VEC Vec load_f16_first(const uint8_t* p, int64_t n) noexcept {
   float values[kLanes] = {};
   for (int64_t i = 0; i < n; ++i) values[i] = f16_to_f32(load_u16(p + 2 * i));
   return load(values);
 }
 GEMMANTLE_VEC Vec load_f16(const uint8_t* p) noexcept { return load_f16_first(p, kLanes); }
+
+// 255 in byte i where bit i is set.
+GEMMANTLE_VEC Bytes bytes_of_bits(uint16_t bits) noexcept {
+  constexpr Bytes kOwn = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const uint64_t copies[2] = {(bits & 255u) * 0x0101010101010101u, (bits >> 8) * 0x0101010101010101u};
+  Bytes b;
+  memcpy(&b, copies, sizeof b);
+  return (Bytes)((b & kOwn) == kOwn);
+}
+// table[codes[i]], codes below 16.
+GEMMANTLE_VEC Bytes look_up(Bytes table, Bytes codes) noexcept {
+  Bytes b{};
+  for (int i = 0; i < 16; ++i) b[i] = table[codes[i]];
+  return b;
+}
 
 }  // namespace
 }  // namespace gemmantle::cpu

@@ -83,12 +83,10 @@ struct Q6_K {
         const uint8_t* low = block + 64 * half + 32 * (r % 2);
         const uint8_t* scales = block + 192 + 8 * half + 2 * r;
         float* out = values + 128 * half + 32 * r;
-        for (int s = 0; s < 2; ++s) {  // the scale stands outside the loop, which compilers then turn into vectors
-          const float step = d * static_cast<float>(static_cast<int8_t>(scales[s]));
-          for (int j = 16 * s; j < 16 * s + 16; ++j) {
-            const int code = ((low[j] >> (4 * (r / 2))) & 15) | (((upper[j] >> (2 * r)) & 3) << 4);
-            out[j] = step * static_cast<float>(code - 32);
-          }
+        for (int j = 0; j < 32; ++j) {
+          const int code = ((low[j] >> (4 * (r / 2))) & 15) | (((upper[j] >> (2 * r)) & 3) << 4);
+          const float step = d * static_cast<float>(static_cast<int8_t>(scales[j / 16]));
+          out[j] = step * static_cast<float>(code - 32);
         }
       }
     }

@@ -2,7 +2,8 @@
 
     from gemmantle import OpenAI
     client = OpenAI()
-    print(client.completions.create(model="gemma-3-270m", prompt="The capital of France is", max_tokens=8).choices[0].text)
+    answer = client.completions.create(model="gemma-3-270m", prompt="The capital of France is", max_tokens=8)
+    print(answer.choices[0].text)
 
 Importing this package does no work: every public name is looked up on first use, so neither the native module nor the
 SDK nor numpy is loaded before something needs it.

@@ -32,7 +32,7 @@ _SDK_OPTIONS = {
 }  # fmt: skip
 _REFUSED = {
     "base_url": "requests are answered in this process; use openai.OpenAI(base_url=...) for another server",
-    "http_client": "the transport is ours; use openai.OpenAI(http_client=...) with engine.transport() to build your own",
+    "http_client": "the transport is ours; build your own with openai.OpenAI(http_client=...) and engine.transport()",
     "provider": "requests are answered in this process; use openai.OpenAI(provider=...) for a remote service",
     "workload_identity": "no credentials are needed in this process",
     "data_residency": "requests do not leave this process",
@@ -42,7 +42,7 @@ _REFUSED = {
 }
 
 
-def OpenAI(  # noqa: N802 - it stands where the SDK's class stands
+def OpenAI(
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -62,7 +62,7 @@ def OpenAI(  # noqa: N802 - it stands where the SDK's class stands
     return _sync_client(Handler(source), options)
 
 
-def AsyncOpenAI(  # noqa: N802
+def AsyncOpenAI(
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -72,7 +72,7 @@ def AsyncOpenAI(  # noqa: N802
     api_key: object = None,
     **options: Any,
 ) -> openai.AsyncOpenAI:
-    """A genuine `openai.AsyncOpenAI`; the arguments are those of `OpenAI`. It may be used from several loops in turn."""
+    """A genuine `openai.AsyncOpenAI`, for any number of loops in turn; the arguments are those of `OpenAI`."""
     source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
     return _async_client(Handler(source), options)
 
@@ -124,8 +124,7 @@ class LocalModels:
         """Two first requests for one model load it once: `engines.load` shares."""
         engine = engines.load(name, **self._options)
         with self._lock:
-            kept = self._engines.setdefault(name, engine)
-        return kept
+            return self._engines.setdefault(name, engine)
 
     def cards(self) -> list[dict[str, Any]]:
         loaded = {engine.profile.name: engine.profile for engine in list(self._engines.values())}
@@ -147,7 +146,7 @@ def _engine_options(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Checked now, so that a wrong device name fails here and not in the first request."""
-    engine = {
+    engine: dict[str, Any] = {
         "device": device,
         "threads": threads,
         "mode": mode,

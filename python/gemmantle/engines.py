@@ -237,9 +237,9 @@ class Engine:
     def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
 
-        mode "pair": items are (context, continuation), both text or both ids; gives a list of Score. "choice": items are
-        (context, [continuation, ...]); gives a list of lists of Score. "rolling": items are texts or ids; gives a list
-        of Score over every token, the first conditioned on BOS.
+        mode "pair": items are (context, continuation), both text or both ids; gives a list of Score.
+        mode "choice": items are (context, [continuation, ...]); gives a list of lists of Score.
+        mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         """
         opened = self._use()
         if mode == "pair":
@@ -292,10 +292,12 @@ class Engine:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """A genuine `openai.OpenAI` that answers from this engine. Options go to the SDK."""
-        return _clients().client_for(self, **options)
+        client: openai.OpenAI = _clients().client_for(self, **options)
+        return client
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return _clients().async_client_for(self, **options)
+        client: openai.AsyncOpenAI = _clients().async_client_for(self, **options)
+        return client
 
     def transport(self, family: str | None = None) -> Any:
         """An HTTP transport for `httpx2.Client` or `httpx.Client`, for people who build the client themselves."""
@@ -470,7 +472,7 @@ class Engine:
         return self._score_ids(sequences)
 
     def _score_rolling(self, opened: _Opened, item: Any) -> Score:
-        """Disjoint windows, each conditioned on one token before it: BOS first, then the last one of the window before."""
+        """Disjoint windows, each conditioned on the token before it: BOS, later the end of the window before."""
         ids = opened.words().encode(item) if isinstance(item, str) else list(item)
         text = item if isinstance(item, str) else opened.text_of(ids)
         size = opened.profile.max_context - 1
@@ -531,7 +533,7 @@ class _Opened:
             self.pieces = self.tokenizer.pieces()
             vocabulary = self.core.Vocabulary(self.pieces, list(self.tokenizer.control), dict(self.tokenizer.special))
         self.missing_tokenizer = (
-            f"'{settings.name}' has no tokenizer: neither tokenizer.json nor tokenizer.model is in {path}; send token ids"
+            f"'{settings.name}' has no tokenizer: no tokenizer.json and no tokenizer.model in {path}; send token ids"
         )
         generation = _json_file(path / "generation_config.json") if path.is_dir() else {}
         self.config: dict[str, Any] = dict(self.model.config())
@@ -747,7 +749,8 @@ def _eos_ids(generation: dict[str, Any], config: dict[str, Any], tokenizer: Toke
 
 
 def _has_per_layer_inputs(config: dict[str, Any]) -> bool:
-    return any(bool(config.get(key)) for key in ("hidden_size_per_layer_input", "per_layer_input_size", "per_layer_dim"))
+    """What tells the E series, whose prompts differ (spec prompting 3.3)."""
+    return any(bool(config.get(key)) for key in ("hidden_size_per_layer_input", "per_layer_width", "per_layer_size"))
 
 
 def _fingerprint(settings: Settings, build: str, tokenizer_file: str | None) -> str:

@@ -7,6 +7,7 @@ get ids from 1000 on; prompts are encoded byte by byte.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -118,10 +119,8 @@ class FakeGeneration:
         """The descriptor is readable exactly while there is something to take."""
         holding = bool(self._steps) and self._steps[0] is HOLD and not self.cancelled
         if self._finished or holding:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._fd)
-            except BlockingIOError:
-                pass
         else:
             os.eventfd_write(self._fd, 1)
 

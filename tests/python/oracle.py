@@ -300,10 +300,14 @@ def experts(z: F64, p: F64, k: int, gate_up: F64, down: F64, scale: F64) -> F64:
     return out
 
 
-def forward(config: Config, weights: Weights, ids: ArrayLike, *, round_scale: bool = True) -> F64:
+def forward(
+    config: Config, weights: Weights, ids: ArrayLike, *, round_scale: bool = True, margins: list[float] | None = None
+) -> F64:
     """Logits (n, vocabulary) after softcap of the ids (n,).
 
     `round_scale`: the embedding scale sqrt(h) is rounded to bfloat16, as the models were trained; llama.cpp does not.
+    `margins` collects, for every layer with experts, the smallest distance in probability between an expert that was
+    chosen and one that was not: where it is tiny, a float32 run may rightly choose another.
     """
     c = config
     ids = np.asarray(ids)
@@ -358,9 +362,13 @@ def forward(config: Config, weights: Weights, ids: ArrayLike, *, round_scale: bo
         f = f @ w(b + "mlp.down_proj.weight").T
         if c.experts_per_token:
             r = rms(x, c.eps) * h**-0.5 * w(b + "router.scale")
+            p = softmax(r @ w(b + "router.proj.weight").T)
+            if margins is not None and c.experts_per_token < p.shape[-1]:
+                ranked = -np.sort(-p, -1)
+                margins.append(float((ranked[:, c.experts_per_token - 1] - ranked[:, c.experts_per_token]).min()))
             m = experts(
                 norm(x, b + "pre_feedforward_layernorm_2.weight"),
-                softmax(r @ w(b + "router.proj.weight").T),
+                p,
                 c.experts_per_token,
                 w(b + "experts.gate_up_proj"),
                 w(b + "experts.down_proj"),

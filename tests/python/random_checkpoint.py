@@ -4,7 +4,7 @@ The weights are well-conditioned, so that rounding does not decide the logits: a
 norms 1 +- 0.3, layer scalars 0.4 .. 1.2, matrices of standard deviation in^-0.5. NumPy only; the same seed gives the
 same bytes.
 
-    shape = random_shape(np.random.default_rng(7))
+    shape = random_shape(rng, "moe")
     write(folder, shape, random_weights(shape, rng), layout="released", dtype="BF16")
 """
 
@@ -65,7 +65,10 @@ class Shape:
 
 
 def random_weights(shape: Shape, rng: np.random.Generator, *, unused: bool = False) -> dict[str, F32]:
-    """Every tensor by its name without prefix. `unused`: also the K/V tensors of layers that reuse another's, as released."""
+    """Every tensor by its name without prefix.
+
+    unused: also the K/V tensors of layers that reuse those of another, as the released files have.
+    """
     s, h = shape, shape.hidden
     out: dict[str, F32] = {}
 
@@ -318,8 +321,12 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def random_shape(rng: np.random.Generator) -> Shape:
-    """Any variant with odd sizes: PLE with KV sharing, K = V with or without experts, dense, or Gemma 3."""
+Kind = Literal["e", "large", "moe", "gemma3"]
+KINDS: tuple[Kind, ...] = ("e", "large", "moe", "gemma3")
+
+
+def random_shape(rng: np.random.Generator, kind: Kind) -> Shape:
+    """Odd sizes of one kind: PLE with KV sharing; dense, K = V or not; experts with K = V; or Gemma 3."""
 
     def pick(low: int, high: int) -> int:
         return int(rng.integers(low, high + 1))
@@ -327,7 +334,6 @@ def random_shape(rng: np.random.Generator) -> Shape:
     def coin() -> bool:
         return bool(rng.integers(2))
 
-    kind = str(rng.choice(["e", "large", "moe", "gemma3"]))
     kv_heads = pick(1, 3)
     heads = kv_heads * pick(1, 4)
     own = [coin() for _ in range(pick(2, 4))]

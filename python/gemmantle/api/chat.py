@@ -99,7 +99,7 @@ class ChatAnswer:
         self._out: list[str] = []
         self._alternatives = request.sampling.logprobs
         profile: Profile = engine.profile
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
@@ -228,7 +228,12 @@ class ChatAnswer:
         logprobs = None
         if self._alternatives >= 0:
             logprobs, choice.logprobs = choice.logprobs.wire(), Logprobs()
-        wire = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        wire: dict[str, Any] = {
+            "index": choice.index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
         if choice.ids:
             wire["token_ids"], choice.ids = choice.ids, []
         if finish_reason is not None and self._request.return_details:
@@ -264,7 +269,7 @@ class ChatAnswer:
         logprobs = None
         if self._alternatives >= 0:
             logprobs = choice.logprobs.wire() or {"content": [], "refusal": None}
-        value = {
+        value: dict[str, Any] = {
             "index": choice.index,
             "message": message,
             "logprobs": logprobs,
@@ -305,4 +310,3 @@ def _keep(choice: Choice, kind: str, value: Any) -> None:
         choice.content.append(value)
     elif kind == "reasoning":
         choice.reasoning.append(value)
-

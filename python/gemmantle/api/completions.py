@@ -9,7 +9,16 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gemmantle.api.common import Clock, admit, clamp_logprob, completion_usage, details, new_id, sampled_text, token_text
+from gemmantle.api.common import (
+    Clock,
+    admit,
+    clamp_logprob,
+    completion_usage,
+    details,
+    new_id,
+    sampled_text,
+    token_text,
+)
 from gemmantle.api.protocol import Delta, Generation, ServingEngine, Token
 from gemmantle.api.schemas import CompletionRequest, choice_sampling, read_completion
 from gemmantle.api.stream import Work, encode_json, event
@@ -88,7 +97,7 @@ class CompletionAnswer:
         ]
         self._repeats = request.n if request.sampling.temperature == 0 else 1
         self._out: list[str] = []
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": new_id("cmpl-"),
             "object": "text_completion",
             "created": int(time.time()),

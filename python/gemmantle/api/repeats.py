@@ -1,6 +1,6 @@
-"""Plain requests with an Idempotency-Key: the same key and body gets the running or the finished answer (spec api T-10).
+"""Plain requests with an Idempotency-Key: same key and body, same answer, running or finished (spec api T-10).
 
-Only answers that succeeded or will never succeed are kept, for a minute. Streams run anew: their text is gone once read.
+Only answers that succeeded or will never succeed are kept, for a minute. Streams run anew: what was read is gone.
 """
 
 from __future__ import annotations

@@ -303,7 +303,8 @@ class Fields:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._wrong(name, value, f"an integer from {low} to {high}" if high < _INT64 - 1 else f"an integer >= {low}")
+            limits = f"from {low} to {high}" if high < _INT64 - 1 else f">= {low}"
+            self._wrong(name, value, f"an integer {limits}")
         return value
 
     def number(self, name: str, default: float, low: float, high: float, *, above: bool = False) -> float:
@@ -313,7 +314,8 @@ class Fields:
         value = self.values[name]
         fits = not isinstance(value, bool) and isinstance(value, (int, float)) and low <= value <= high
         if not fits or (above and value == low):
-            self._wrong(name, value, f"a number {'above' if above else 'from'} {low:g} {'up ' if above else ''}to {high:g}")
+            limits = f"above {low:g} and up to {high:g}" if above else f"from {low:g} to {high:g}"
+            self._wrong(name, value, f"a number {limits}")
         return float(value)
 
     def tolerate(self, name: str, passes: Any, remark: str) -> None:
@@ -500,7 +502,8 @@ def _read_tools(fields: Fields) -> list[dict[str, Any]] | None:
         for key, kind in (("description", str), ("parameters", dict)):
             if function.get(key) is not None and not isinstance(function[key], kind):
                 where = f"{path}.function.{key}"
-                raise RequestError(f"`{where}` is {_show(function[key])}; it must be of type {kind.__name__}", param=where)
+                found = _show(function[key])
+                raise RequestError(f"`{where}` is {found}; it must be of type {kind.__name__}", param=where)
         if function.get("strict"):
             raise RequestError(
                 f"`{path}.function.strict` = true is not supported: arguments are not constrained; leave it out",

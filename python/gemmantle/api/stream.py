@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gemmantle.api.problems import Expired, problem_of
@@ -52,6 +53,40 @@ class Answer(Protocol):
         """What follows after the last choice, the end marker included."""
 
     def body(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class MergedDelta:
+    """Several deltas of one choice as one."""
+
+    pieces: list[tuple[str, str]]
+    tokens: list[Any]
+    finish_reason: str | None
+    stop_reason: str | int | None
+    usage: tuple[int, int, int, int] | None
+
+
+def merged(ready: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
+    """One delta a choice, so that what gathered since the last visit leaves as one chunk."""
+    if len(ready) == 1:
+        return ready
+    groups: dict[int, list[Delta]] = {}
+    for choice, delta in ready:
+        groups.setdefault(choice, []).append(delta)
+    return [(choice, _merge(deltas)) for choice, deltas in groups.items()]
+
+
+def _merge(deltas: list[Delta]) -> Delta:
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    return MergedDelta(
+        pieces=[piece for delta in deltas for piece in delta.pieces],
+        tokens=[token for delta in deltas for token in delta.tokens],
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        usage=last.usage,
+    )
 
 
 class Work:
@@ -263,7 +298,7 @@ class EventStream:
         return self._last + gap - time.monotonic() if gap > 0 else 0.0
 
     def _absorb(self, ready: list[tuple[int, Delta]]) -> bytes:
-        for choice, delta in ready:
+        for choice, delta in merged(ready):
             self._answer.feed(choice, delta)
         chunk = self._answer.take()
         if not self._work.running:

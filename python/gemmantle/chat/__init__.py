@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .parser import Parsed, ToolCall, parse
+from .parser import Call, Parsed, parse
 from .template import Prompt, render
 from .tokenizer import Tokenizer
 
-__all__ = ["Parsed", "Prompt", "Tokenizer", "ToolCall", "parse", "render"]
+__all__ = ["Call", "Parsed", "Prompt", "Tokenizer", "parse", "render"]

@@ -92,8 +92,8 @@ def render(
 ) -> Prompt:
     """The prompt of a conversation.
 
-    messages, tools: as in the chat completions API. series: "e" for E2B and E4B; "large" for 12B, 26B-A4B and 31B, which
-    are given an empty thought when thinking is off. preserve_thinking keeps the thoughts of older messages with calls.
+    messages, tools: as in the chat completions API. series: "e" for E2B and E4B; "large" for 12B, 26B-A4B and 31B,
+    which are given an empty thought when thinking is off. preserve_thinking keeps the thoughts of older calls.
     Raises RequestError whose `param` is the path of the field, for example `messages[2].content[0].text`.
     """
     if series not in ("e", "large"):
@@ -134,9 +134,7 @@ def render(
 _Left = Literal["closed", "result", "call"]
 
 
-def _write_turns(
-    out: Segments, turns: Sequence[_Message], *, preserve_thinking: bool, empty_thought: bool
-) -> _Left:
+def _write_turns(out: Segments, turns: Sequence[_Message], *, preserve_thinking: bool, empty_thought: bool) -> _Left:
     spoken = [m for m in turns if m.role != "tool"]
     last_user = max((m.index for m in spoken if m.role == "user"), default=-1)
     left: _Left = "closed"
@@ -229,7 +227,7 @@ def _results(message: _Message, *, is_last: bool) -> list[tuple[str, str | dict[
     """Name and result of every answer, in message order; in mid-history every call has one."""
     if message.responses or not message.calls:
         return message.responses
-    names = {call.id: call.name for call in message.calls if call.id is not None}
+    names: dict[str | None, str] = {call.id: call.name for call in message.calls if call.id is not None}
     results: list[tuple[str, str | dict[str, Any]]] = [
         (names.get(answer.call_id) or answer.name or "unknown", "".join(answer.parts)) for answer in message.answers
     ]
@@ -271,7 +269,7 @@ def _read_message(raw: Any, index: int) -> _Message:
     role = raw.get("role")
     if role not in _ROLES:
         raise RequestError(f"{path}.role is {role!r}; use one of {', '.join(_ROLES)}", param=f"{path}.role")
-    message = _Message(index, {"developer": "system", "function": "tool"}.get(role, role))
+    message = _Message(index, {"developer": "system", "function": "tool"}.get(str(role), str(role)))
     content = raw.get("content")
     if content is None and message.role == "assistant":
         content = raw.get("refusal") or ""
@@ -327,7 +325,9 @@ def _read_calls(raw: Mapping[str, Any], path: str) -> list[_Call]:
             return []
         return [_read_call(legacy, None, f"{path}.function_call")]
     if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise RequestError(f"{path}.tool_calls is of type {type(entries).__name__}; give a list", param=f"{path}.tool_calls")
+        raise RequestError(
+            f"{path}.tool_calls is of type {type(entries).__name__}; give a list", param=f"{path}.tool_calls"
+        )
     calls: list[_Call] = []
     for i, entry in enumerate(entries):
         here = f"{path}.tool_calls[{i}]"

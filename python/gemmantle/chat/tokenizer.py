@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,31 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # the 
 _Encode = Callable[[str], list[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the files around a tokenizer say about its use."""
+
+    eos_ids: list[int] | None = None  # None: end of text, of a turn, and a tool's turn, where the vocabulary has them
+    more_eos_ids: Sequence[int] = ()  # in addition to those
+    suppress_tokens: Sequence[int] = ()
+
+    @staticmethod
+    def of_folder(folder: Path) -> Settings:
+        """From generation_config.json. config.json lacks one of the stop ids (prompting 2.1), so it is not asked."""
+        path = folder / "generation_config.json"
+        if not path.is_file():
+            return Settings()
+        try:
+            if path.stat().st_size > 1 << 20:
+                raise ValueError("larger than 1 MiB")
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise ValueError("no JSON object")
+            return Settings(_ids(data.get("eos_token_id")), suppress_tokens=_ids(data.get("suppress_tokens")) or ())
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{path}: {error}") from None
+
+
 class Tokenizer:
     """A vocabulary and its encoder.
 
@@ -61,11 +87,11 @@ class Tokenizer:
         pieces: Sequence[bytes],
         control: Iterable[int],
         *,
-        eos_ids: Iterable[int] | None = None,
+        settings: Settings | None = None,
         bos_id: int | None = None,
-        suppress_tokens: Iterable[int] = (),
         source: str = "",
     ) -> None:
+        settings = settings or Settings()
         self._encode = encode
         self._pieces = list(pieces)
         self.source = source
@@ -76,9 +102,13 @@ class Tokenizer:
         self._control_pattern = re.compile(
             "|".join(re.escape(s) for s in sorted(self.special, key=len, reverse=True)) or r"(?!)"
         )
-        self.bos_id: int | None = self.special.get("<bos>", bos_id) if bos_id is None else bos_id
-        self.eos_ids: list[int] = list(dict.fromkeys(eos_ids)) if eos_ids is not None else self.default_eos_ids()
-        self.suppress_tokens: list[int] = sorted(set(suppress_tokens))
+        self.bos_id: int | None = self.special.get("<bos>") if bos_id is None else bos_id
+        if settings.eos_ids is None:
+            stops = [*(spelled[s.encode()] for s in _STOPS if s.encode() in spelled), *settings.more_eos_ids]
+        else:
+            stops = settings.eos_ids
+        self.eos_ids: list[int] = list(dict.fromkeys(stops))
+        self.suppress_tokens: list[int] = sorted(set(settings.suppress_tokens))
         never = {self.special[s] for s in _NEVER_SAMPLED if s in self.special}
         self.suppress: list[int] = sorted((never | set(self.suppress_tokens)) - set(self.eos_ids))
 
@@ -92,12 +122,14 @@ class Tokenizer:
         if path.is_dir():
             return _from_folder(path)
         if not path.is_file():
-            raise ModelNotFound(f"no tokenizer at '{path}'; give tokenizer.json, tokenizer.model, a GGUF file or a folder")
+            raise ModelNotFound(
+                f"no tokenizer at '{path}'; give tokenizer.json, tokenizer.model, a GGUF file or a folder"
+            )
         with path.open("rb") as file:
             start = file.read(64)
         if start.startswith(b"GGUF"):
             return _from_gguf(path)
-        settings = _Settings.of_folder(path.parent)
+        settings = Settings.of_folder(path.parent)
         if path.suffix == ".json" or start.lstrip().startswith(b"{"):
             return _from_json(path, settings)
         return _from_model(path, settings)
@@ -143,44 +175,15 @@ class Tokenizer:
                 parts.append(self._pieces[token])
         return b"".join(parts).decode("utf-8", "replace")
 
-    def default_eos_ids(self) -> list[int]:
-        """Where a model of this vocabulary stops if its files do not say: end of text, of a turn, and a tool's turn."""
-        spelled = {self._pieces[i]: i for i in reversed(self.control)}
-        return [spelled[s.encode()] for s in _STOPS if s.encode() in spelled]
-
     def _check_special(self) -> None:
         if self.size != PUBLISHED_SIZE:
             return
         for spelling, token in self.special.items():
             if token != SPECIAL_IDS[spelling]:
                 raise CorruptFile(
-                    f"{self.source}: {spelling!r} has id {token}; the published vocabulary of {PUBLISHED_SIZE} pieces has it "
-                    f"at {SPECIAL_IDS[spelling]} (is this tokenizer from another model?)"
+                    f"{self.source}: {spelling!r} has id {token}; the published vocabulary of {PUBLISHED_SIZE} pieces "
+                    f"has it at {SPECIAL_IDS[spelling]} (is this tokenizer from another model?)"
                 )
-
-
-class _Settings:
-    """What the JSON files beside a tokenizer say about its use."""
-
-    def __init__(self, eos_ids: list[int] | None = None, suppress_tokens: Sequence[int] = ()) -> None:
-        self.eos_ids = eos_ids
-        self.suppress_tokens = suppress_tokens
-
-    @staticmethod
-    def of_folder(folder: Path) -> _Settings:
-        """From generation_config.json. config.json lacks one of the stop ids (prompting 2.1), so it is not asked."""
-        path = folder / "generation_config.json"
-        if not path.is_file():
-            return _Settings()
-        try:
-            if path.stat().st_size > 1 << 20:
-                raise ValueError("larger than 1 MiB")
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(data, dict):
-                raise ValueError("no JSON object")
-            return _Settings(_ids(data.get("eos_token_id")), _ids(data.get("suppress_tokens")) or ())
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path}: {error}") from None
 
 
 def _ids(value: Any) -> list[int] | None:
@@ -193,7 +196,7 @@ def _ids(value: Any) -> list[int] | None:
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    settings = _Settings.of_folder(folder)
+    settings = Settings.of_folder(folder)
     if (folder / "tokenizer.json").is_file():
         return _from_json(folder / "tokenizer.json", settings)
     models = [folder / "tokenizer.model", *sorted(folder.glob("tokenizer*.model"))]
@@ -206,7 +209,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 # --- tokenizers -------------------------------------------------------------------------------------------------------
 
 
-def _from_json(path: Path, settings: _Settings) -> Tokenizer:
+def _from_json(path: Path, settings: Settings) -> Tokenizer:
     import tokenizers
 
     try:
@@ -216,7 +219,7 @@ def _from_json(path: Path, settings: _Settings) -> Tokenizer:
     return _of_library(library, settings, str(path))
 
 
-def _of_library(library: Any, settings: _Settings, source: str, bos_id: int | None = None) -> Tokenizer:
+def _of_library(library: Any, settings: Settings, source: str, bos_id: int | None = None) -> Tokenizer:
     import tokenizers
 
     added: Mapping[int, Any] = library.get_added_tokens_decoder()
@@ -242,9 +245,8 @@ def _of_library(library: Any, settings: _Settings, source: str, bos_id: int | No
         encode,
         pieces,
         control,
-        eos_ids=settings.eos_ids,
+        settings=settings,
         bos_id=bos_id,
-        suppress_tokens=settings.suppress_tokens,
         source=source,
     )
 
@@ -257,10 +259,11 @@ def _piece_bytes(piece: str) -> bytes:
 # --- sentencepiece ----------------------------------------------------------------------------------------------------
 
 
-def _from_model(path: Path, settings: _Settings) -> Tokenizer:
+def _from_model(path: Path, settings: Settings) -> Tokenizer:
     from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
 
+    proto: Any = sentencepiece_model_pb2
     model = proto.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
@@ -271,7 +274,7 @@ def _from_model(path: Path, settings: _Settings) -> Tokenizer:
     return _of_proto(model, settings, str(path))
 
 
-def _of_proto(model: Any, settings: _Settings, source: str, bos_id: int | None = None) -> Tokenizer:
+def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = None) -> Tokenizer:
     import sentencepiece
 
     for piece in model.pieces:
@@ -298,9 +301,8 @@ def _of_proto(model: Any, settings: _Settings, source: str, bos_id: int | None =
         encode,
         pieces,
         control,
-        eos_ids=settings.eos_ids,
+        settings=settings,
         bos_id=bos_id,
-        suppress_tokens=settings.suppress_tokens,
         source=source,
     )
 
@@ -332,8 +334,11 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
         )
     try:
         types = _ids(get(key + "token_type"))
-        settings = _Settings(_ids(get(key + "eos_token_ids")), _ids(get(key + "suppress_tokens")) or ())
-        single = _ids(get(key + "eos_token_id")) or []
+        settings = Settings(
+            eos_ids=_ids(get(key + "eos_token_ids")),
+            more_eos_ids=_ids(get(key + "eos_token_id")) or (),
+            suppress_tokens=_ids(get(key + "suppress_tokens")) or (),
+        )
         bos = _ids(get(key + "bos_token_id"))
     except (TypeError, ValueError) as error:
         raise CorruptFile(f"{source}: {error}") from None
@@ -345,22 +350,19 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
 
     merges = get(key + "merges")
     if merges is not None and len(merges):
-        tokenizer = _of_library(_library_of_merges(tokens, types, merges, source), settings, source, bos_id)
-    else:
-        scores = get(key + "scores")
-        if scores is None or len(scores) != len(tokens):
-            count = "none" if scores is None else len(scores)
-            raise CorruptFile(f"{source}: {len(tokens)} tokens, but scores: {count}, and no merges")
-        prefix = bool(get(key + "add_space_prefix") or False)
-        tokenizer = _of_proto(_proto_of_scores(tokens, scores, types, prefix), settings, source, bos_id)
-    if settings.eos_ids is None:
-        tokenizer.eos_ids = list(dict.fromkeys([*tokenizer.default_eos_ids(), *single]))
-    return tokenizer
+        return _of_library(_library_of_merges(tokens, types, merges, source), settings, source, bos_id)
+    scores = get(key + "scores")
+    if scores is None or len(scores) != len(tokens):
+        count = "none" if scores is None else len(scores)
+        raise CorruptFile(f"{source}: {len(tokens)} tokens, but scores: {count}, and no merges")
+    prefix = bool(get(key + "add_space_prefix") or False)
+    return _of_proto(_proto_of_scores(tokens, scores, types, prefix), settings, source, bos_id)
 
 
 def _proto_of_scores(tokens: Sequence[str], scores: Iterable[float], types: Sequence[int], prefix: bool) -> Any:
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
 
+    proto: Any = sentencepiece_model_pb2
     model = proto.ModelProto()
     has_bytes = False
     unknown = None

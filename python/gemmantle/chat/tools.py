@@ -42,12 +42,13 @@ _DROPPED = ("additionalProperties", "$defs", "definitions", "$schema", "$id", "t
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One declared function. `parameters` is the schema as declared, None where there is none."""
+    """One function. `parameters` and `response` are schemas as they are declared, None where there is none."""
 
     name: str
     description: str = ""
     parameters: dict[str, Any] | None = None
     response: dict[str, Any] | None = None
+    schema: Mapping[str, Any] | None = None  # of the parameters, as the caller gave it
 
 
 def read_tools(tools: Iterable[Any] | None, *, param: str = "tools") -> list[Tool]:
@@ -83,9 +84,7 @@ def _read_function(function: Mapping[str, Any], path: str) -> Tool:
     if description is None:
         description = ""
     if not isinstance(description, str):
-        raise RequestError(
-            f"{path}.description is {_kind(description)}; give a string", param=f"{path}.description"
-        )
+        raise RequestError(f"{path}.description is {_kind(description)}; give a string", param=f"{path}.description")
     schemas: dict[str, dict[str, Any] | None] = {"parameters": None, "response": None}
     for key in schemas:
         schema = function.get(key)
@@ -94,7 +93,7 @@ def _read_function(function: Mapping[str, Any], path: str) -> Tool:
         if not isinstance(schema, Mapping):
             raise RequestError(f"{path}.{key} is {_kind(schema)}; give a JSON schema", param=f"{path}.{key}")
         schemas[key] = _Normaliser(schema, f"{path}.{key}").run()
-    return Tool(name, description, schemas["parameters"], schemas["response"])
+    return Tool(name, description, schemas["parameters"], schemas["response"], function.get("parameters") or None)
 
 
 @dataclass(slots=True)
@@ -112,10 +111,6 @@ class _Normaliser:
         return schema
 
     def _schema(self, schema: Any, depth: int, *, in_items: bool, top: bool = False) -> dict[str, Any]:
-        self.nodes += 1
-        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
-            limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES} parts"
-            raise RequestError(f"{self.param} is larger than {limit}; flatten the schema", param=self.param)
         if not isinstance(schema, Mapping):  # true and false are schemas too
             return {}
         opened = len(self.open_refs)
@@ -142,8 +137,15 @@ class _Normaliser:
         del self.open_refs[opened:]
         return result
 
+    def _count(self, depth: int) -> None:
+        self.nodes += 1
+        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_NODES} parts"
+            raise RequestError(f"{self.param} is larger than {limit}; flatten the schema", param=self.param)
+
     def _merge(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
         """Follows `$ref`, folds `allOf`, and takes the first branch of a union. Own keywords win."""
+        self._count(depth)
         for _ in range(MAX_DEPTH):
             if isinstance(schema.get("$ref"), str):
                 ref: str = schema.pop("$ref")
@@ -156,7 +158,7 @@ class _Normaliser:
                 parts = [p for p in schema.pop("allOf") if isinstance(p, Mapping)]
                 own = schema
                 schema = {}
-                for part in [*(self._merge(dict(p), depth) for p in parts), own]:
+                for part in [*(self._merge(dict(p), depth + 1) for p in parts), own]:
                     properties = {**schema.get("properties", {}), **part.get("properties", {})}
                     required = list(dict.fromkeys([*schema.get("required", []), *part.get("required", [])]))
                     schema.update(part)
@@ -188,7 +190,9 @@ class _Normaliser:
     def _resolve(self, ref: str) -> dict[str, Any]:
         target: Any = self.root
         if not ref.startswith("#"):
-            raise RequestError(f"{self.param} refers to {ref!r}; only '#/...' inside the schema is known", param=self.param)
+            raise RequestError(
+                f"{self.param} refers to {ref!r}; only '#/...' inside the schema is known", param=self.param
+            )
         for key in ref[1:].split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")
             if isinstance(target, Mapping) and key in target:
@@ -344,7 +348,7 @@ def write_value(out: Segments, value: Any, *, quote_keys: bool = False, depth: i
             write_value(out, inner, quote_keys=quote_keys, depth=depth + 1)
         out.text("]")
     else:
-        raise RequestError(f"a value of type {type(value).__name__} has no JSON form; use str, int, float, bool or None")
+        raise RequestError(f"a value of type {type(value).__name__} has no JSON form; use plain JSON values")
 
 
 def write_call(out: Segments, name: str, arguments: Mapping[str, Any]) -> None:

@@ -1,0 +1,214 @@
+"""The command `gemmantle`: chat, complete, info, devices, bench.
+
+Answers go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gemmantle
+from gemmantle import hub
+from gemmantle.errors import GemmantleError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives the exit status: 0, 1 for an error told in words, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except (GemmantleError, ValueError) as exc:
+        print(f"gemmantle: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has enough
+        sys.stderr.close()
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gemmantle", description="Gemma 4 in this process, behind the OpenAI client.")
+    parser.add_argument("--version", action="version", version=gemmantle.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+
+    chat = commands.add_parser("chat", help="talk to a model, or answer one message")
+    _add_model(chat)
+    chat.add_argument("message", nargs="?", help="one message; without it a conversation starts")
+    chat.add_argument("--system", help="system message")
+    chat.add_argument("--think", action="store_true", help="let the model think; thoughts go to standard error")
+    _add_sampling(chat, max_tokens=1024, temperature=None)
+    chat.set_defaults(run=_chat)
+
+    complete = commands.add_parser("complete", help="continue a text")
+    _add_model(complete)
+    complete.add_argument("prompt", help="the text to continue; - reads standard input")
+    _add_sampling(complete, max_tokens=64, temperature=0.0)
+    complete.set_defaults(run=_complete)
+
+    info = commands.add_parser("info", help="what a model is, as JSON")
+    _add_model(info)
+    info.set_defaults(run=_info)
+
+    devices = commands.add_parser("devices", help="what this machine can compute on")
+    devices.set_defaults(run=_devices)
+
+    bench = commands.add_parser("bench", help="prefill and decode speed of a model")
+    _add_model(bench)
+    bench.add_argument("--prompt-tokens", type=int, default=256, help="length of the prompt (default %(default)s)")
+    bench.add_argument("--tokens", type=int, default=64, help="tokens to generate (default %(default)s)")
+    bench.add_argument("--repeat", type=int, default=3, help="runs; the best one counts (default %(default)s)")
+    bench.set_defaults(run=_bench)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder, a .gguf file, or a name that is on this machine")
+    parser.add_argument("--device", default="auto", help="auto, cpu, reference or cuda (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads (default: one per core)")
+    parser.add_argument("--mode", default="exact", help="exact or fast (default %(default)s)")
+    parser.add_argument("--max-context", type=int, help="tokens of prompt plus answer (default: the model's)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int, temperature: float | None) -> None:
+    parser.add_argument("--max-tokens", type=int, default=max_tokens, help="length limit (default %(default)s)")
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help="0 takes the likeliest token (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the draw")
+
+
+def _load(options: argparse.Namespace) -> gemmantle.Engine:
+    if options.model == hub.DEMO_NAME:
+        print(hub.DEMO_TERMS, file=sys.stderr)
+    return gemmantle.load(
+        options.model,
+        device=options.device,
+        threads=options.threads,
+        mode=options.mode,
+        max_context=options.max_context,
+    )
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    fields = {"temperature": options.temperature, "seed": options.seed}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _complete(options: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    with _load(options) as engine, engine.client(timeout=None) as client:
+        _print(prompt)
+        stream = client.completions.create(
+            model=engine.name, prompt=prompt, max_tokens=options.max_tokens, stream=True, **_sampling(options)
+        )
+        with stream:
+            for chunk in stream:
+                for choice in chunk.choices:
+                    _print(choice.text)
+    _print("\n")
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    messages: list[dict[str, Any]] = []
+    if options.system:
+        messages.append({"role": "system", "content": options.system})
+    with _load(options) as engine, engine.client(timeout=None) as client:
+        while True:
+            text = options.message
+            if text is None:
+                try:
+                    text = input("> ")
+                except EOFError:
+                    return 0
+                if not text.strip():
+                    continue
+            messages.append({"role": "user", "content": text})
+            answer = _answer(client, engine.name, messages, options)
+            messages.append({"role": "assistant", "content": answer})
+            if options.message is not None:
+                return 0
+
+
+def _answer(client: Any, model: str, messages: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    """One streamed answer; Ctrl-C ends the answer, not the conversation."""
+    parts: list[str] = []
+    stream = client.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_completion_tokens=options.max_tokens,
+        reasoning_effort="high" if options.think else "none",
+        stream=True,
+        **_sampling(options),
+    )
+    try:
+        with stream:
+            for chunk in stream:
+                for choice in chunk.choices:
+                    if options.think and (thought := getattr(choice.delta, "reasoning", None)):
+                        print(thought, end="", file=sys.stderr, flush=True)
+                    if choice.delta.content:
+                        parts.append(choice.delta.content)
+                        _print(choice.delta.content)
+    except KeyboardInterrupt:
+        if options.message is not None:
+            raise
+    _print("\n")
+    return "".join(parts)
+
+
+def _info(options: argparse.Namespace) -> int:
+    with _load(options) as engine:
+        _print(json.dumps(engine.info(), indent=2, default=str) + "\n")
+    return 0
+
+
+def _devices(_: argparse.Namespace) -> int:
+    for device in gemmantle.devices():
+        state = "yes" if device["available"] else f"no ({device['reason']})"
+        _print(f"{device['name']:<10} {state:<4} {device['description']}\n")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """Best of several runs: the slower ones measure the rest of the machine."""
+    if min(options.prompt_tokens, options.tokens, options.repeat) < 1:
+        raise ValueError("--prompt-tokens, --tokens and --repeat must be at least 1")
+    with _load(options) as engine:
+        size = engine.info()["vocabulary"]
+        ids = [2] + [10 + (index * 7919) % (size - 10) for index in range(options.prompt_tokens - 1)]
+        prefill = decode = float("inf")
+        for _ in range(options.repeat):
+            first, rest = _timed(engine, ids, options.tokens)
+            prefill, decode = min(prefill, first), min(decode, rest)
+        facts = engine.info()
+        _print(f"{engine.name} on {facts.get('device')} ({facts.get('isa')}), mode {options.mode}\n")
+        _print(f"prefill  {len(ids) / prefill:10.1f} tokens/s  ({len(ids)} tokens in {prefill * 1000:.1f} ms)\n")
+        if options.tokens > 1:
+            _print(f"decode   {(options.tokens - 1) / decode:10.1f} tokens/s  ({options.tokens} tokens)\n")
+    return 0
+
+
+def _timed(engine: gemmantle.Engine, ids: list[int], tokens: int) -> tuple[float, float]:
+    """Seconds to the first token, and from there to the last one."""
+    started = time.perf_counter()
+    list(engine.generate([{"prompt": ids, "max_tokens": 1, "temperature": 0, "ignore_eos": True}]))
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    list(engine.generate([{"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}]))
+    return first, max(time.perf_counter() - started - first, 1e-9)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
