@@ -36,15 +36,15 @@ def array(name: str, kind: int, items: Sequence[object]) -> bytes:
     return text(name.encode()) + struct.pack("<IIQ", ARRAY, kind, len(items)) + body
 
 
-def gguf(keys: list[bytes], tensors: list[tuple[str, list[int], int, int]], alignment: int = 32) -> bytes:
-    """`tensors`: name, dimensions (innermost first), type number, bytes."""
-    directory, offset = b"", 0
-    for name, shape, kind, size in tensors:
+def gguf(keys: list[bytes], tensors: list[tuple[str, list[int], int, bytes]], alignment: int = 32) -> bytes:
+    """`tensors`: name, dimensions (innermost first), type number, data."""
+    directory, body = b"", b""
+    for name, shape, kind, data in tensors:
         directory += text(name.encode()) + struct.pack("<I", len(shape))
-        directory += struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", kind, offset)
-        offset += (size + alignment - 1) // alignment * alignment
+        directory += struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", kind, len(body))
+        body += data + bytes(-len(data) % alignment)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join(keys) + directory
-    return head + bytes(-len(head) % alignment) + bytes(offset)
+    return head + bytes(-len(head) % alignment) + body
 
 
 def safetensors(tensors: dict[str, tuple[str, list[int], int]], **metadata: str) -> bytes:
@@ -105,22 +105,26 @@ def seeds() -> dict[str, bytes]:
                 key("general.alignment", U32, 64),
                 key("split.count", U16, 1),
             ],
-            [("a", [4], 0, 16)],
+            [("a", [4], 0, bytes(16))],
             64,
         ),
         "gguf/formats": gguf(
             [],
             [
-                (f"t{kind}", [block, 1], kind, size)
+                (f"t{kind}", [block, 1], kind, bytes(size))
                 for kind, block, size in [
                     (0, 2, 8), (1, 2, 4), (2, 32, 18), (3, 32, 20), (6, 32, 22), (7, 32, 24), (8, 32, 34),
                     (12, 256, 144), (13, 256, 176), (14, 256, 210), (20, 32, 18), (30, 2, 4), (10, 256, 84),
                 ]
             ],
         ),
-        "config/gemma3.gguf": gguf(gemma_keys("gemma3"), [("token_embd.weight", [8, 4], 0, 128)]),
+        "config/gemma3.gguf": gguf(gemma_keys("gemma3"), [("token_embd.weight", [8, 4], 0, bytes(128))]),
         "config/gemma4.gguf": gguf(
-            gemma_keys("gemma4"), [("token_embd.weight", [8, 4], 0, 128), ("rope_freqs.weight", [4], 0, 16)]
+            gemma_keys("gemma4"),
+            [
+                ("token_embd.weight", [8, 4], 0, bytes(128)),
+                ("rope_freqs.weight", [4], 0, struct.pack("<4f", 1, 1e30, 1e30, 1e30)),
+            ],
         ),
     }  # fmt: skip
     for config in sorted(ROOT.glob("tests/golden/odd/*/config.json")):

@@ -155,16 +155,15 @@ def framework_model(golden: Golden, weights: dict[str, F32]) -> Any:
     fields = rc.config_json(golden.shape, "resaved", golden.dtype)
     for key in ("architectures", "model_type", "dtype"):
         del fields[key]
+    framework: Any = transformers
     if golden.shape.gemma == 4:
         per_layer = {int(k): v for k, v in fields.pop("per_layer_config").items()}
-        config = transformers.Gemma4TextConfig(per_layer_config=per_layer, **fields)
-        config._attn_implementation = "eager"
+        config = framework.Gemma4TextConfig(per_layer_config=per_layer, **fields)
         config._experts_implementation = "eager"
-        model = transformers.Gemma4ForCausalLM(config)
     else:
-        config = transformers.Gemma3TextConfig(**fields)
-        config._attn_implementation = "eager"
-        model = transformers.Gemma3ForCausalLM(config)
+        config = framework.Gemma3TextConfig(**fields)
+    config._attn_implementation = "eager"
+    model = framework.Gemma4ForCausalLM(config) if golden.shape.gemma == 4 else framework.Gemma3ForCausalLM(config)
     state = {f"model.{k}": torch.from_numpy(v.copy()) for k, v in weights.items()}
     wanted = set(model.state_dict()) - {"lm_head.weight"}
     if missing := wanted - set(state):
@@ -322,8 +321,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(GOLDENS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    logging: Any = transformers.utils.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     table = {name: make(name, GOLDENS[name], arguments.out) for name in arguments.names}
     columns = list(next(iter(table.values())))
     print(f"\n{'':12}" + "".join(f"{c:>12}" for c in columns))

@@ -228,7 +228,7 @@ def pool_batches(pool: int, seed: int, e: Encoder, mix: corpus.Mix, tokens: int)
     """All batches of one pool of conversations, of similar length each; the pool's number is the whole random state."""
     r = random.Random(f"{seed} {pool}")
     rows = []
-    for _ in range(640):
+    for _ in range(320):
         row = encode_conversation(corpus.conversation(r, mix), e, r)
         if len(row[0]) <= 448:
             rows.append(row)
@@ -244,9 +244,9 @@ def pool_batches(pool: int, seed: int, e: Encoder, mix: corpus.Mix, tokens: int)
     return [make_batch(g) for g in groups]
 
 
-def mix_at(progress: float) -> corpus.Mix:
+def mix_at(step: int) -> corpus.Mix:
     """One-digit sums first."""
-    return corpus.Mix(one_digit=0.6 if progress < 0.06 else 0.12)
+    return corpus.Mix(one_digit=0.6 if step < 150 else 0.12)
 
 
 # ---- model -----------------------------------------------------------------------------------------------------------
@@ -269,6 +269,10 @@ def rope_tables(length: int, width: int, theta: float, share: float) -> tuple[Te
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+def hide(visible: Tensor) -> Tensor:
+    return torch.zeros(visible.shape).masked_fill_(~visible, -1e9)
 
 
 class Nano(torch.nn.Module):
@@ -364,7 +368,7 @@ class Nano(torch.nn.Module):
         q = q.view(rows, -1, kv, heads // kv, d).permute(0, 2, 3, 1, 4)
         many = q.shape[3]
         scores = (q.reshape(rows, kv, -1, d) @ k.transpose(-1, -2)).view(rows, kv, heads // kv, many, -1)
-        weights = functional.softmax(torch.where(mask, scores.float(), -1e9), -1).to(v.dtype)
+        weights = functional.softmax((scores + mask.to(scores.dtype)), -1, dtype=scores.dtype)
         o = (weights.view(rows, kv, -1, weights.shape[-1]) @ v).view(rows, kv, heads // kv, many, d)
         o = o.permute(0, 3, 1, 2, 4).reshape(-1, heads * d)
         if batch is not None:
@@ -410,12 +414,12 @@ class Nano(torch.nn.Module):
         span = torch.arange(length)
         distance = span[:, None] - span[None, :]
         window = self.config["sliding_window"]
-        masks = {"full_attention": distance >= 0, "sliding_attention": (distance >= 0) & (distance < window)}
+        masks = {"full_attention": hide(distance >= 0), "sliding_attention": hide((distance >= 0) & (distance < window))}
         if at is not None:
             reach = batch.places[:, :, None] - span
             few_masks = {
-                "full_attention": (reach >= 0)[:, None, None],
-                "sliding_attention": ((reach >= 0) & (reach < window))[:, None, None],
+                "full_attention": hide((reach >= 0)[:, None, None]),
+                "sliding_attention": hide(((reach >= 0) & (reach < window))[:, None, None]),
             }
             at_position = at % length
         shared: dict[str, tuple[Tensor, Tensor]] = {}
@@ -540,11 +544,11 @@ def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str
     return out
 
 
-def stream(e: Encoder, seed: int, pool: int, offset: int, steps: int, tokens: int, done: int) -> Iterator[tuple[int, int, Batch]]:
+def stream(e: Encoder, seed: int, pool: int, offset: int, tokens: int, done: int) -> Iterator[tuple[int, int, Batch]]:
     """Batches from a place in the sequence of pools; the mix of a pool is fixed by the step it starts at."""
     start = done - offset
     while True:
-        batches = pool_batches(pool, seed, e, mix_at(start / steps), tokens)
+        batches = pool_batches(pool, seed, e, mix_at(start), tokens)
         for k in range(offset, len(batches)):
             yield pool, k, batches[k]
         start += len(batches)
@@ -586,7 +590,7 @@ def train(arguments: argparse.Namespace) -> None:
         model.train()
         print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
 
-    batches = stream(e, 1, state["pool"], state["offset"], arguments.steps, arguments.tokens, state["step"])
+    batches = stream(e, 1, state["pool"], state["offset"], arguments.tokens, state["step"])
     while state["step"] < arguments.steps:
         pool, k, batch = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
@@ -621,12 +625,12 @@ def main() -> None:
     t.add_argument("run")
     t.add_argument("--series", choices=("e", "moe"), required=True)
     t.add_argument("--steps", type=int, default=6000)
-    t.add_argument("--tokens", type=int, default=6144, help="ids of a batch, padding included")
+    t.add_argument("--tokens", type=int, default=3072, help="ids of a batch, padding included")
     t.add_argument("--threads", type=int, default=1)
     t.add_argument("--muon-rate", type=float, default=0.02)
     t.add_argument("--adam-rate", type=float, default=3e-3)
     t.add_argument("--eval-every", type=int, default=500)
-    t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
     t.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 products, f32 elsewhere")
     arguments = parser.parse_args()
     if arguments.command == "train":

@@ -11,7 +11,7 @@
 namespace gemmantle {
 
 struct EngineOptions {
-  std::vector<int32_t> eos_ids;  // ids that end an output
+  std::vector<int32_t> eos_ids = {};  // ids that end an output
   int64_t max_context = 0;       // prompt and output of a sequence; 0: the model's, or what memory allows
   int64_t max_sequences = 16;    // that run at the same time
   int64_t max_queue = 1024;      // that wait

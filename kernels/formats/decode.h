@@ -30,7 +30,9 @@ static inline auto with_format(FormatId id, Visitor&& visitor) {
 }
 
 static inline FormatInfo info(FormatId id) noexcept {
-  return with_format(id, []<class F>() { return FormatInfo{F::name, F::group, F::block_bytes}; });
+  FormatInfo found{};
+  with_format(id, [&]<class F>() { found = {F::name, F::group, F::block_bytes}; });
+  return found;
 }
 
 template <class F>

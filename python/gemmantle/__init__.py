@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemmantle import chat as chat
+    from gemmantle.bulk import Result as Result
     from gemmantle.chat.tokenizer import Tokenizer as Tokenizer
     from gemmantle.client import AsyncOpenAI as AsyncOpenAI
     from gemmantle.client import OpenAI as OpenAI
     from gemmantle.engines import Engine as Engine
-    from gemmantle.engines import Result as Result
-    from gemmantle.engines import Score as Score
     from gemmantle.engines import load as load
     from gemmantle.errors import CorruptFile as CorruptFile
     from gemmantle.errors import DeviceError as DeviceError
@@ -37,13 +36,14 @@ if TYPE_CHECKING:
     from gemmantle.errors import RequestError as RequestError
     from gemmantle.errors import UnsupportedHardware as UnsupportedHardware
     from gemmantle.errors import UnsupportedModel as UnsupportedModel
+    from gemmantle.evaluate import Score as Score
 
 _HOMES = {
     "AsyncOpenAI": "client",
     "OpenAI": "client",
     "Engine": "engines",
-    "Result": "engines",
-    "Score": "engines",
+    "Result": "bulk",
+    "Score": "evaluate",
     "load": "engines",
     "Tokenizer": "chat.tokenizer",
     "CorruptFile": "errors",

@@ -34,6 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has enough
         sys.stderr.close()
         return 1
+    except Exception as exc:
+        told = _told_by_client(exc)
+        if told is None:
+            raise
+        print(f"gemmantle: {told}", file=sys.stderr)
+        return 1
+
+
+def _told_by_client(exc: Exception) -> str | None:
+    """The words of an answer that the SDK raised as an error; None for any other exception."""
+    body = getattr(exc, "body", None)
+    if type(exc).__module__.partition(".")[0] != "openai":
+        return None
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else str(exc)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,15 +16,16 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemmantle import hub
-from gemmantle.api.protocol import Delta, Generation, Profile, Sampling
+from gemmantle import bulk, evaluate, hub
+from gemmantle.api.protocol import Generation, Profile, Sampling
+from gemmantle.bulk import Result, TokenLogprob, Usage
 from gemmantle.errors import EngineClosed, ForkedEngineError, RequestError, UnsupportedHardware
+from gemmantle.evaluate import Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
 
-__all__ = ["Engine", "Result", "Score", "TokenLogprob", "ToolCall", "Usage", "check_options", "load"]
+__all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "check_options", "load"]
 
 EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields")
 
@@ -57,63 +58,6 @@ class Settings:
     default_sampling: str
     default_reasoning: str
     unknown_fields: str
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Token counts of one result. completion_tokens includes thoughts, calls and the end token."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-    cached_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """One sampled token: natural logarithm of its probability, and (id, logprob) of the likeliest ones."""
-
-    id: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call the model made; `arguments` is a dict."""
-
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass
-class Result:
-    """What `Engine.generate` gives for one request."""
-
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    reasoning: str | None = None
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    finish_reason: str = "stop"  # stop, length or tool_calls
-    stop_reason: str | int | None = None
-    logprobs: list[TokenLogprob] | None = None  # one entry a sampled token, the end token included
-    usage: Usage = field(default_factory=lambda: Usage(0, 0, 0, 0))
-
-
-@dataclass(frozen=True)
-class Score:
-    """Log-likelihood of a continuation (or of a whole text, in mode "rolling"), in nats."""
-
-    logprob: float
-    is_greedy: bool  # every token was the likeliest one
-    token_logprobs: list[float]
-    n_tokens: int
-    n_bytes: int
-    n_chars: int
 
 
 def load(
@@ -219,20 +163,7 @@ class Engine:
         A request is a dict with `prompt` (text, which gets one BOS, or ids, taken as they are) or `messages`, and
         sampling fields under their API names. RequestError, at its turn, names the request and the field.
         """
-        opened = self._use()
-        ahead = 2 * self._settings.max_concurrency
-        waiting: deque[_Pending | RequestError] = deque()
-        try:
-            for number, request in enumerate(requests):
-                waiting.append(self._begin(opened, number, request))
-                if len(waiting) >= ahead:
-                    yield _finish(waiting.popleft())
-            while waiting:
-                yield _finish(waiting.popleft())
-        finally:
-            for pending in waiting:
-                if isinstance(pending, _Pending):
-                    pending.generation.cancel()
+        return bulk.generate(self, requests, 2 * self._settings.max_concurrency)
 
     def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
@@ -241,17 +172,7 @@ class Engine:
         mode "choice": items are (context, [continuation, ...]); gives a list of lists of Score.
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         """
-        opened = self._use()
-        if mode == "pair":
-            return self._score_pairs(opened, [_pair(item, number) for number, item in enumerate(items)])
-        if mode == "choice":
-            groups = [_pair(item, number) for number, item in enumerate(items)]
-            flat = [(context, continuation) for context, continuations in groups for continuation in continuations]
-            scores = iter(self._score_pairs(opened, flat))
-            return [[next(scores) for _ in continuations] for _, continuations in groups]
-        if mode == "rolling":
-            return [self._score_rolling(opened, item) for item in items]
-        raise ValueError(f"mode is {mode!r}; it must be pair, rolling or choice")
+        return evaluate.score(self, items, mode, 2 * self._settings.max_concurrency)
 
     def logits(
         self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
@@ -370,6 +291,10 @@ class Engine:
     # -- what the API layer uses (gemmantle.api.protocol.ServingEngine)
 
     @property
+    def bos_id(self) -> int:
+        return self._use().bos_id()
+
+    @property
     def profile(self) -> Profile:
         return self._use().profile
 
@@ -422,96 +347,6 @@ class Engine:
             # Destroying it here would join threads that fork() did not copy.
             _left_by_parent.append(opened)
 
-    def _begin(self, opened: _Opened, number: int, request: Any) -> _Pending | RequestError:
-        try:
-            return self._submit_native(opened, request)
-        except RequestError as exc:
-            path = f"requests[{number}]" + (f".{exc.param}" if exc.param else "")
-            return RequestError(f"requests[{number}]: {exc}", code=exc.code, param=path, status=exc.status)
-
-    def _submit_native(self, opened: _Opened, request: Any) -> _Pending:
-        schemas = importlib.import_module("gemmantle.api.schemas")
-        common = importlib.import_module("gemmantle.api.common")
-        if not isinstance(request, dict) or ("prompt" in request) == ("messages" in request):
-            raise RequestError("a request is a dict with either `prompt` or `messages`")
-        body = {"model": self._settings.name, **request}
-        parser = None
-        if "messages" in body:
-            read = schemas.read_chat(body, opened.profile)
-            prompt = self.render_chat(read.messages, read.tools, read.thinking)
-            read.sampling.start_in_thought = prompt.starts_in_thought
-            ids = prompt.ids()
-            parser = importlib.import_module("gemmantle.chat.parser").OutputParser(read.tools)
-        else:
-            if isinstance(body.get("logprobs"), bool):
-                top = body.pop("top_logprobs", None)
-                body["logprobs"] = (top or 0) if body["logprobs"] else None
-            if hasattr(body["prompt"], "tolist"):
-                body["prompt"] = body["prompt"].tolist()
-            read = schemas.read_completion(body, opened.profile)
-            if len(read.prompts) != 1 or read.echo:
-                raise RequestError("one prompt a request, without echo: send several requests", param="prompt")
-            [prompt_value] = read.prompts
-            ids = opened.encode_prompt(prompt_value) if isinstance(prompt_value, str) else list(prompt_value)
-        if read.n != 1 or read.stream:
-            raise RequestError("n and stream belong to the client; send several requests", param="n")
-        work, _ = common.admit(self, [(ids, [read.sampling])], "messages" if parser else "prompt")
-        return _Pending(work.generation(0), parser, work, read.sampling.logprobs >= 0)
-
-    def _score_pairs(self, opened: _Opened, pairs: Sequence[tuple[Any, Any]]) -> list[Score]:
-        sequences = []
-        for context, continuation in pairs:
-            if isinstance(context, str) and isinstance(continuation, str):
-                sequences.append(_split_text(opened, context, continuation))
-            elif not isinstance(context, str) and not isinstance(continuation, str):
-                prefix = list(context) or [opened.bos_id()]
-                text = opened.text_of(list(continuation))
-                sequences.append((prefix + list(continuation), len(prefix), text))
-            else:
-                raise RequestError("context and continuation must both be text or both be ids")
-        return self._score_ids(sequences)
-
-    def _score_rolling(self, opened: _Opened, item: Any) -> Score:
-        """Disjoint windows, each conditioned on the token before it: BOS, later the end of the window before."""
-        ids = opened.words().encode(item) if isinstance(item, str) else list(item)
-        text = item if isinstance(item, str) else opened.text_of(ids)
-        size = opened.profile.max_context - 1
-        sequence = [opened.bos_id(), *ids]
-        windows = [(sequence[start : start + size + 1], 1, "") for start in range(0, len(ids), size)]
-        parts = self._score_ids(windows)
-        logprobs = [value for part in parts for value in part.token_logprobs]
-        return _score(logprobs, all(part.is_greedy for part in parts), text)
-
-    def _score_ids(self, sequences: Sequence[tuple[list[int], int, str]]) -> list[Score]:
-        """Sequences are (ids, how many of them are context, text of the rest)."""
-        running: deque[Generation] = deque()
-        scores: list[Score] = []
-        position = 0
-        try:
-            for ids, _, _ in sequences:
-                self._check_score_length(ids)
-                running.append(self.submit(ids, Sampling(max_tokens=0, prompt_logprobs=1)))
-                if len(running) >= 2 * self._settings.max_concurrency:
-                    scores.append(_read_score(running.popleft(), sequences[position]))
-                    position += 1
-            while running:
-                scores.append(_read_score(running.popleft(), sequences[position]))
-                position += 1
-        finally:
-            for generation in running:
-                generation.cancel()
-        return scores
-
-    def _check_score_length(self, ids: list[int]) -> None:
-        window = self.profile.max_context
-        if len(ids) > window:
-            raise RequestError(
-                f"context and continuation have {len(ids)} tokens; the model's context holds {window}: shorten the "
-                "context, or load with a larger max_context",
-                code="context_length_exceeded",
-                param="items",
-            )
-
 
 class _Opened:
     """The native objects of an open engine, its tokenizer and its profile."""
@@ -538,7 +373,7 @@ class _Opened:
         generation = _json_file(path / "generation_config.json") if path.is_dir() else {}
         self.config: dict[str, Any] = dict(self.model.config())
         config = _json_file(path / "config.json") if path.is_dir() else {}
-        eos_ids = _eos_ids(generation, config, self.tokenizer)
+        eos_ids = _eos_ids(generation, config) if self.tokenizer is None else list(self.tokenizer.eos_ids)
         self.engine = self.core.Engine(
             self.model,
             vocabulary,
@@ -547,7 +382,7 @@ class _Opened:
             max_sequences=settings.max_concurrency,
             deterministic=settings.deterministic,
         )
-        self.series = "e" if _has_per_layer_inputs(self.config) else "large"
+        self.series = str(self.config.get("series") or "large")  # prompts of the E series differ (prompting 3.3)
         self.profile = self._profile(settings, generation, eos_ids)
 
     def words(self) -> Tokenizer:
@@ -564,8 +399,11 @@ class _Opened:
             return self.words().encode(text)
         return [self.bos_id(), *self.words().encode(text.removeprefix("<bos>"))]
 
-    def text_of(self, ids: list[int]) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode(ids)
+    def _follows_chat_format(self, path: Path, special: dict[str, int], eos_ids: list[int]) -> bool:
+        """A base model has the control strings too, but its files end answers elsewhere or carry no template."""
+        if "<|turn>" not in special or special.get("<turn|>") not in eos_ids:
+            return False
+        return path.is_dir() or "tokenizer.chat_template" in self.core.Checkpoint(str(path)).keys()  # noqa: SIM118
 
     def _profile(self, settings: Settings, generation: dict[str, Any], eos_ids: list[int]) -> Profile:
         info = self.model.info()
@@ -586,8 +424,7 @@ class _Opened:
             device=str(info.get("device", settings.device)),
             mode=settings.mode,
             quantization=formats if isinstance(formats, str) else ", ".join(map(str, formats or [])),
-            # A base model has the control strings in its vocabulary, but does not end with the end of a turn.
-            is_chat="<|turn>" in special and special.get("<turn|>") in eos_ids,
+            is_chat=self._follows_chat_format(Path(settings.path), special, eos_ids),
             has_tokenizer=self.tokenizer is not None,
             missing_tokenizer=self.missing_tokenizer,
             default_temperature=1.0 if plain else float(generation.get("temperature") or 1.0),
@@ -599,64 +436,6 @@ class _Opened:
             raw_suppress=tuple(raw_suppress),
             call_id=special.get("<|tool_call>"),
         )
-
-
-class _Pending:
-    """A native request on its way."""
-
-    def __init__(self, generation: Generation, parser: Any, work: Any, wants_logprobs: bool) -> None:
-        self.generation = generation
-        self.result = Result(logprobs=[] if wants_logprobs else None)
-        self._parser = parser
-        self._work = work  # cancels the generation when this object is dropped
-        self._content: list[str] = []
-        self._reasoning: list[str] = []
-
-    def finish(self) -> Result:
-        while self._work.running:
-            for _, delta in self._work.collect(None):
-                self._add(delta)
-        result = self.result
-        result.text = "".join(self._content)
-        result.reasoning = "".join(self._reasoning) or None
-        if result.tool_calls:
-            result.finish_reason = "tool_calls"
-        return result
-
-    def _add(self, delta: Delta) -> None:
-        result = self.result
-        for token in delta.tokens:
-            result.ids.append(token.id)
-            if result.logprobs is not None:
-                result.logprobs.append(TokenLogprob(token.id, float(token.logprob), list(token.top)))
-        if self._parser is None:
-            self._content.extend(text for _, text in delta.pieces)
-        else:
-            for channel, text in delta.pieces:
-                self._take(self._parser.feed(channel, text))
-        if delta.finish_reason is not None:
-            if self._parser is not None:
-                self._take(self._parser.finish(delta.finish_reason))
-            result.finish_reason = "length" if delta.finish_reason == "length" else "stop"
-            result.stop_reason = delta.stop_reason
-            if delta.usage is not None:
-                result.usage = Usage(*delta.usage)
-
-    def _take(self, events: list[Any]) -> None:
-        parser = importlib.import_module("gemmantle.chat.parser")
-        for event in events:
-            if isinstance(event, parser.Content):
-                self._content.append(event.text)
-            elif isinstance(event, parser.Reasoning):
-                self._reasoning.append(event.text)
-            elif isinstance(event, parser.Call):
-                self.result.tool_calls.append(ToolCall(event.name, event.arguments))
-
-
-def _finish(pending: _Pending | RequestError) -> Result:
-    if isinstance(pending, RequestError):
-        raise pending
-    return pending.finish()
 
 
 _registry_lock = threading.RLock()
@@ -722,7 +501,8 @@ def _id_array(ids: Sequence[int]) -> Any:
 
 def _tokenizer_file(path: Path) -> str | None:
     if path.is_file():
-        return str(path)
+        keys: list[str] = _core().Checkpoint(str(path)).keys()
+        return str(path) if "tokenizer.ggml.tokens" in keys else None
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path / name).is_file():
             return str(path / name)
@@ -737,20 +517,15 @@ def _json_file(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _eos_ids(generation: dict[str, Any], config: dict[str, Any], tokenizer: Tokenizer | None) -> list[int]:
-    """generation_config.json wins: config.json of the released models lacks one (spec prompting 2.1)."""
-    for source in (generation, config, config.get("text_config") or {}):
+def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
+    """Where generation stops without a tokenizer; generation_config.json wins (spec prompting 2.1)."""
+    for source in (generation, config, config.get("text_config")):
         value = source.get("eos_token_id") if isinstance(source, dict) else None
-        if isinstance(value, int) and not isinstance(value, bool):
-            return [value]
-        if isinstance(value, list) and value:
-            return [token for token in value if isinstance(token, int)]
-    return [] if tokenizer is None else list(tokenizer.eos_ids)
-
-
-def _has_per_layer_inputs(config: dict[str, Any]) -> bool:
-    """What tells the E series, whose prompts differ (spec prompting 3.3)."""
-    return any(bool(config.get(key)) for key in ("hidden_size_per_layer_input", "per_layer_width", "per_layer_size"))
+        values = value if isinstance(value, list) else [value]
+        found = [token for token in values if type(token) is int]
+        if found:
+            return found
+    return []
 
 
 def _fingerprint(settings: Settings, build: str, tokenizer_file: str | None) -> str:
@@ -767,48 +542,3 @@ def _fingerprint(settings: Settings, build: str, tokenizer_file: str | None) -> 
             handle.seek(max(0, size - (1 << 16)))
             digest.update(handle.read(1 << 16))
     return "fp_" + digest.hexdigest()[:16]
-
-
-def _pair(item: Any, number: int) -> tuple[Any, Any]:
-    if isinstance(item, dict) and "context" in item:
-        return item["context"], item.get("continuation", item.get("continuations"))
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        return item[0], item[1]
-    raise RequestError(f"items[{number}] must be a pair of context and continuation", param=f"items[{number}]")
-
-
-def _split_text(opened: _Opened, context: str, continuation: str) -> tuple[list[int], int, str]:
-    """Encoded together; trailing blanks of the context belong to the continuation (V-1)."""
-    bare = context.rstrip()
-    moved = context[len(bare) :] + continuation
-    whole = opened.encode_prompt(bare + moved)
-    prefix = opened.encode_prompt(bare)
-    common = 0
-    for left, right in zip(whole, prefix, strict=False):
-        if left != right:
-            break
-        common += 1
-    return whole, max(1, min(common, len(whole) - 1)), continuation
-
-
-def _read_score(generation: Generation, sequence: tuple[list[int], int, str]) -> Score:
-    ids, context, text = sequence
-    while True:
-        delta = generation.next(0.05)
-        if delta is not None and delta.finish_reason is not None:
-            break
-    entries = generation.prompt_logprobs[context : len(ids)]
-    logprobs = [float(entry.logprob) for entry in entries]
-    greedy = all(entry.top and entry.top[0][0] == token for entry, token in zip(entries, ids[context:], strict=True))
-    return _score(logprobs, greedy, text)
-
-
-def _score(logprobs: list[float], is_greedy: bool, text: str) -> Score:
-    return Score(
-        logprob=float(sum(logprobs)),
-        is_greedy=is_greedy,
-        token_logprobs=logprobs,
-        n_tokens=len(logprobs),
-        n_bytes=len(text.encode("utf-8", "replace")),
-        n_chars=len(text),
-    )

@@ -160,7 +160,8 @@ def main() -> int:
             chunks = list(response.iter_bytes())
         return replaying_client(plain, chunks)
 
-    print(f"openai {openai.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}"
+    print(f"openai {openai.__version__}, Python {platform.python_version()}, {machine}")
     for name, clock in (("wall", time.perf_counter), ("CPU", time.thread_time)):
         call, chunk = measure(clock, lambda tokens: client_for(NullEngine(tokens)), options.repeat, options.chunks)
         floor_call, floor_chunk = measure(clock, floor, options.repeat, options.chunks)

@@ -61,8 +61,8 @@ SYSTEM: dict[str, str] = {
     "csrc/bindings": rf"{STANDARD}|{POSIX}|pybind11/.*",
 }
 
-# The only Python modules that may name the native module. Importing the package loads none of them.
-NATIVE = {"engines.py", "hub.py", "convert.py"}
+# The only Python modules that may name the native module, all inside functions: importing the package does not load it.
+NATIVE = {"__init__.py", "engines.py", "chat/parser.py", "chat/tokenizer.py"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 
@@ -119,30 +119,36 @@ def cpp_problems(root: Path) -> list[str]:
 
 
 def names_native(node: ast.AST) -> bool:
-    """Whether an import statement names the native module."""
+    """Whether a node names the native module: an import of it, or its dotted name as a string."""
     if isinstance(node, ast.Import):
         return any(alias.name.split(".")[-1] == "_core" for alias in node.names)
     if isinstance(node, ast.ImportFrom):
         return (node.module or "").split(".")[-1] == "_core" or any(alias.name == "_core" for alias in node.names)
-    return False
+    return isinstance(node, ast.Constant) and node.value == "gemmantle._core"
 
 
 def python_problems(root: Path) -> list[str]:
-    """Imports of the native module outside the modules that may name it; imports under TYPE_CHECKING are types only."""
+    """Uses of the native module outside the modules that may name it, or outside a function; types only are free."""
     package = root / "python" / "gemmantle"
     problems = []
     for file in sorted(package.rglob("*.py")):
         name = file.relative_to(package).as_posix()
         tree = ast.parse(file.read_text(), filename=str(file))
-        typing_only = {
-            id(child)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
-            for child in ast.walk(node)
-        }
+        typing_only: set[int] = set()
+        in_function: set[int] = set()
         for node in ast.walk(tree):
-            if names_native(node) and id(node) not in typing_only and name not in NATIVE:
-                problems.append(f"python/gemmantle/{name}:{node.lineno}: _core is for {', '.join(sorted(NATIVE))} only")  # type: ignore[attr-defined]
+            if isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+                typing_only.update(id(child) for child in ast.walk(node))
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                in_function.update(id(child) for child in ast.walk(node))
+        for node in ast.walk(tree):
+            if not names_native(node) or id(node) in typing_only:
+                continue
+            where = f"python/gemmantle/{name}:{getattr(node, 'lineno', 0)}"
+            if name not in NATIVE:
+                problems.append(f"{where}: _core is for {', '.join(sorted(NATIVE))} only")
+            elif id(node) not in in_function:
+                problems.append(f"{where}: _core is imported with the module; import it inside the function that needs it")
     return problems
 
 

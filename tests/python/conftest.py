@@ -17,7 +17,7 @@ TOKENIZER_JSON_SHA256 = "cc8d3a0ce36466ccc1278bf987df5f71db1719b9ca6b4118264f45c
 
 @pytest.fixture(scope="session")
 def tokenizer_json(request):
-    """Path of the released tokenizer.json, rebuilt from Google's SentencePiece model (7 s, then kept in pytest's cache)."""
+    """Path of the released tokenizer.json, rebuilt from Google's model (7 s) and kept in pytest's cache."""
     path = Path(request.config.cache.mkdir("gemma4")) / "tokenizer.json"
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != TOKENIZER_JSON_SHA256:
         tool = ROOT / "tools" / "make_tokenizer_json.py"

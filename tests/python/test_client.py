@@ -269,7 +269,8 @@ def test_token_ids_come_back_when_asked_for():
     assert answer.prompt_token_ids[0] > 0
     chunks = list(ask(FakeEngine(content("a", "b")), stream=True, extra_body={"return_token_ids": True}))
     assert chunks[0].prompt_token_ids == answer.prompt_token_ids
-    assert sum((getattr(chunk.choices[0], "token_ids", []) for chunk in chunks), []) == [1000, 1001, 1]
+    streamed = [token_id for chunk in chunks for token_id in getattr(chunk.choices[0], "token_ids", [])]
+    assert streamed == [1000, 1001, 1]
 
 
 def test_models_are_listed_and_found_by_name_with_a_slash():
@@ -377,9 +378,13 @@ def test_a_failure_during_a_plain_call_is_an_answer():
 def test_a_failure_in_a_stream_ends_it_with_an_error():
     engine = FakeEngine([*content("a", "b"), DeviceError("lost")])
     texts = []
-    with pytest.raises(openai.APIError, match="lost") as caught:
+
+    def read():
         for chunk in ask(engine, stream=True):
             texts.append(chunk.choices[0].delta.content)
+
+    with pytest.raises(openai.APIError, match="lost") as caught:
+        read()
     assert texts == ["a", "b"]
     assert caught.value.code == "device_error"
 

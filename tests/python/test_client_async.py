@@ -223,17 +223,16 @@ def test_trio_works_too():
     http = library()
 
     async def main():
-        async with http.async_client(transport=async_transport(handler_for(engine))) as bare:
-            async with trio.open_nursery() as nursery:
+        async def release():
+            await trio.sleep(0.1)
+            engine.release()
 
-                async def release():
-                    await trio.sleep(0.1)
-                    engine.release()
-
-                nursery.start_soon(release)
-                body = {"model": "fake", "messages": USER, "n": 2, "stream": True}
-                answer = await bare.post("http://x/v1/chat/completions", json=body)
-                return answer.text
+        bare = http.async_client(transport=async_transport(handler_for(engine)))
+        async with bare, trio.open_nursery() as nursery:
+            nursery.start_soon(release)
+            body = {"model": "fake", "messages": USER, "n": 2, "stream": True}
+            answer = await bare.post("http://x/v1/chat/completions", json=body)
+            return answer.text
 
     assert trio.run(main).endswith("data: [DONE]\n\n")
 

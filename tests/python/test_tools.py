@@ -57,8 +57,8 @@ def test_the_example_of_the_specification():
         "required": ["mode", "filters"],
     }
     assert declared(parameters, name="search", description="Search records") == (
-        "declaration:search{description:§Search records§,parameters:{properties:{filters:{items:{properties:{field:{type:"
-        "§STRING§},values:{items:{type:§STRING§},type:§ARRAY§}},required:[§field§],type:§OBJECT§},type:§ARRAY§},meta:{"
+        "declaration:search{description:§Search records§,parameters:{properties:{filters:{items:{properties:{field:"
+        "{type:§STRING§},values:{items:{type:§STRING§},type:§ARRAY§}},required:[§field§],type:§OBJECT§},type:§ARRAY§},meta:{"
         "properties:{limit:{description:§Maximum§,type:§INTEGER§}},required:[§limit§],type:§OBJECT§},mode:{enum:[§FAST§,"
         "§DEEP§],nullable:true,type:§STRING§}},required:[§mode§,§filters§],type:§OBJECT§}}"
     )

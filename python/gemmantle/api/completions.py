@@ -159,7 +159,7 @@ class CompletionAnswer:
         if self._request.echo and not choice.echoed:
             choice.echoed = True
             text = self._prompt_text(choice) + text
-        if text or choice.finish_reason is not None:
+        if text or choice.ids or choice.finish_reason is not None:
             self._chunk(choice, text)
 
     def _chunk(self, choice: Choice, text: str) -> None:
@@ -211,32 +211,36 @@ class CompletionAnswer:
         added_bos = isinstance(choice.prompt, str) and self._request.add_bos
         for position, token_id in enumerate(choice.prompt_ids):
             token = generation.prompt_logprobs[position]
-            raw = self._engine.token_bytes(token_id)
-            table["tokens"].append(token_text(raw))
+            raw = self._name(token_id)
+            table["tokens"].append(raw)
             table["token_logprobs"].append(None if token is None else clamp_logprob(token.logprob))
             table["top_logprobs"].append(None if token is None else self._top(token, raw))
             table["text_offset"].append(choice.offset)
             if not (added_bos and position == 0):
-                choice.offset += len(token_text(raw))
+                choice.offset += len(raw)
         return table
 
     def _table(self, choice: Choice, tokens: list[Token]) -> dict[str, list[Any]]:
         table: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for token in tokens:
-            raw = token.text or self._engine.token_bytes(token.id)
-            table["tokens"].append(token_text(raw))
+            raw = token_text(token.text) or self._name(token.id)
+            table["tokens"].append(raw)
             table["token_logprobs"].append(clamp_logprob(token.logprob))
             table["top_logprobs"].append(self._top(token, raw))
             table["text_offset"].append(choice.offset)
-            choice.offset += len(token_text(raw))
+            choice.offset += len(token_text(token.text))
         return table
 
-    def _top(self, token: Token, raw: bytes) -> dict[str, float]:
+    def _name(self, token_id: int) -> str:
+        """A token in a table; its id where no tokenizer tells its text."""
+        return token_text(self._engine.token_bytes(token_id)) or f"token_id:{token_id}"
+
+    def _top(self, token: Token, name: str) -> dict[str, float]:
         """Alternatives by text, the token itself included even where it is not among them."""
         top: dict[str, float] = {}
         for token_id, logprob in token.top[: self._request.sampling.logprobs]:
-            top.setdefault(token_text(self._engine.token_bytes(token_id)), clamp_logprob(logprob))
-        top.setdefault(token_text(raw), clamp_logprob(token.logprob))
+            top.setdefault(self._name(token_id), clamp_logprob(logprob))
+        top.setdefault(name, clamp_logprob(token.logprob))
         return top
 
     def _usage(self) -> dict[str, Any]:

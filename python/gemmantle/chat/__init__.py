@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .parser import Call, Parsed, parse
-from .template import Prompt, render
-from .tokenizer import Tokenizer
+from gemmantle.chat.parser import Call, Parsed, parse
+from gemmantle.chat.template import Prompt, render
+from gemmantle.chat.tokenizer import Tokenizer
 
 __all__ = ["Call", "Parsed", "Prompt", "Tokenizer", "parse", "render"]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .tools import MAX_DEPTH, MAX_NODES, Tool
+from gemmantle.chat.tools import MAX_DEPTH, MAX_NODES, Tool
 
 __all__ = ["Call", "read_call"]
 
@@ -460,7 +460,7 @@ class _Reader:
         if _KEY_AFTER_COMMA.match(self._text, comma):
             return True
         at = self._visible(comma + 1)
-        return at == len(self._text) or self._text[at] == "}"
+        return at == len(self._text) or self._text[at] in ",}"
 
 
 def _unescaped(inner: str, quote: str) -> str:

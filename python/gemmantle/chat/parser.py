@@ -7,14 +7,15 @@ strings. Joined, the events of a stream are what the whole text gives.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .calls import Call, read_call
-from .segments import SPECIAL_IDS
-from .tools import Tool, read_tools
+from gemmantle.chat.calls import Call, read_call
+from gemmantle.chat.segments import SPECIAL_IDS
+from gemmantle.chat.tools import Tool, read_tools
 
 __all__ = ["Call", "Content", "Event", "OutputParser", "Parsed", "Reasoning", "parse"]
 
@@ -194,9 +195,7 @@ def parse(
     starts_in_thought: the prompt had opened the thought (`Prompt.starts_in_thought`). finish_reason "length" drops a
     call that is not complete; "stop" repairs it. Text behind the end of the turn is not read.
     """
-    from .._core import Channels
-
-    channels = Channels(SPECIAL_IDS, starts_in_thought)
+    channels: Any = importlib.import_module("gemmantle._core").Channels(SPECIAL_IDS, starts_in_thought)
     parser = OutputParser(tools)
     events: list[Event] = []
 

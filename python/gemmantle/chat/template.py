@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import RequestError
-from .segments import Control, Segment, Segments
-from .tools import read_tools, write_call, write_declaration, write_result
+from gemmantle.chat.segments import Control, Segment, Segments
+from gemmantle.chat.tools import read_tools, write_call, write_declaration, write_result
+from gemmantle.errors import RequestError
 
 if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
+    from gemmantle.chat.tokenizer import Tokenizer
 
 __all__ = ["Prompt", "render"]
 

@@ -7,6 +7,7 @@ exact bytes, the same that the core uses. BOS is never added.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CorruptFile, ModelNotFound, RequestError, UnsupportedModel
-from .segments import SPECIAL_IDS
+from gemmantle.chat.segments import SPECIAL_IDS
+from gemmantle.errors import CorruptFile, ModelNotFound, RequestError, UnsupportedModel
 
 __all__ = ["Tokenizer"]
 
@@ -311,9 +312,7 @@ def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = 
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    from .._core import Checkpoint
-
-    checkpoint = Checkpoint(str(path))
+    checkpoint: Any = importlib.import_module("gemmantle._core").Checkpoint(str(path))
     return from_gguf_metadata(checkpoint.get, str(path))
 
 

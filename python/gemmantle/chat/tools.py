@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RequestError
-from .segments import Segments
+from gemmantle.chat.segments import Segments
+from gemmantle.errors import RequestError
 
 __all__ = ["Tool", "read_tools", "write_call", "write_declaration", "write_result", "write_value"]
 

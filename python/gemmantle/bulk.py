@@ -1,0 +1,173 @@
+"""`Engine.generate`: many requests without SDK objects, results in order.
+
+Requests are validated by the same readers as the client's; only the outside differs: dicts in, `Result` out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemmantle.api.common import admit
+from gemmantle.api.protocol import Delta, Sampling, ServingEngine
+from gemmantle.api.schemas import read_chat, read_completion
+from gemmantle.api.stream import Work
+from gemmantle.chat.parser import Call, Content, OutputParser, Reasoning
+from gemmantle.errors import RequestError
+
+__all__ = ["Result", "TokenLogprob", "Usage", "generate"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one result. completion_tokens includes thoughts, calls and the end token."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cached_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One sampled token: natural logarithm of its probability, and (id, logprob) of the likeliest ones."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass
+class Result:
+    """What `Engine.generate` gives for one request."""
+
+    ids: list[int] = field(default_factory=list)  # every sampled id, the end token included
+    text: str = ""
+    reasoning: str | None = None
+    tool_calls: list[Call] = field(default_factory=list)  # .name, and .arguments as a dict
+    finish_reason: str = "stop"  # stop, length or tool_calls
+    stop_reason: str | int | None = None
+    logprobs: list[TokenLogprob] | None = None  # one entry an id
+    usage: Usage = field(default_factory=lambda: Usage(0, 0, 0, 0))
+
+
+def generate(engine: ServingEngine, requests: Iterable[dict[str, Any]], ahead: int) -> Iterator[Result]:
+    """Answer in order with up to `ahead` requests submitted; what is left is cancelled when the iterator is dropped."""
+    waiting: deque[_Pending | RequestError] = deque()
+    try:
+        for number, request in enumerate(requests):
+            waiting.append(_begin(engine, number, request))
+            if len(waiting) >= ahead:
+                yield _finish(waiting.popleft())
+        while waiting:
+            yield _finish(waiting.popleft())
+    finally:
+        for pending in waiting:
+            if isinstance(pending, _Pending):
+                pending.work.cancel()
+
+
+def _begin(engine: ServingEngine, number: int, request: Any) -> _Pending | RequestError:
+    """A wrong request is raised at its turn, so that the results before it are not lost."""
+    try:
+        return _submit(engine, request)
+    except RequestError as exc:
+        path = f"requests[{number}]" + (f".{exc.param}" if exc.param else "")
+        return RequestError(f"requests[{number}]: {exc}", code=exc.code, param=path, status=exc.status)
+
+
+def _submit(engine: ServingEngine, request: Any) -> _Pending:
+    if not isinstance(request, dict) or ("prompt" in request) == ("messages" in request):
+        raise RequestError("a request is a dict with either `prompt` or `messages`")
+    for name in ("n", "stream"):
+        if request.get(name) not in (None, 1, False):
+            raise RequestError(f"`{name}` belongs to the client; send several requests", param=name)
+    body = {"model": engine.profile.name, **request}
+    if "messages" in body:
+        return _submit_chat(engine, body)
+    return _submit_prompt(engine, body)
+
+
+def _submit_chat(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
+    read = read_chat(body, engine.profile)
+    prompt = engine.render_chat(read.messages, read.tools, read.thinking)
+    read.sampling.start_in_thought = prompt.starts_in_thought
+    work, _ = admit(engine, [(prompt.ids(), [read.sampling])], "messages")
+    return _Pending(work, read.sampling, OutputParser(read.tools))
+
+
+def _submit_prompt(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
+    if isinstance(body.get("logprobs"), bool):  # as in chat requests
+        top = body.pop("top_logprobs", None)
+        body["logprobs"] = (top or 0) if body["logprobs"] else None
+    if hasattr(body["prompt"], "tolist"):
+        body["prompt"] = body["prompt"].tolist()
+    read = read_completion(body, engine.profile)
+    if len(read.prompts) != 1 or read.echo:
+        raise RequestError("one prompt a request, without echo: send several requests", param="prompt")
+    [prompt] = read.prompts
+    ids = engine.encode_prompt(prompt, read.add_bos) if isinstance(prompt, str) else prompt
+    work, _ = admit(engine, [(ids, [read.sampling])], "prompt")
+    return _Pending(work, read.sampling, None)
+
+
+class _Pending:
+    """A request on its way."""
+
+    def __init__(self, work: Work, sampling: Sampling, parser: OutputParser | None) -> None:
+        self.work = work
+        self._parser = parser
+        self._result = Result(logprobs=[] if sampling.logprobs >= 0 else None)
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+
+    def finish(self) -> Result:
+        while self.work.running:
+            for _, delta in self.work.collect(None):
+                self._add(delta)
+        result = self._result
+        result.text = "".join(self._content)
+        result.reasoning = "".join(self._reasoning) or None
+        if result.tool_calls:
+            result.finish_reason = "tool_calls"
+        return result
+
+    def _add(self, delta: Delta) -> None:
+        result = self._result
+        for token in delta.tokens:
+            result.ids.append(token.id)
+            if result.logprobs is not None:
+                result.logprobs.append(TokenLogprob(token.id, token.logprob, list(token.top)))
+        if self._parser is None:
+            self._content.extend(text for _, text in delta.pieces)
+        else:
+            for channel, text in delta.pieces:
+                self._take(self._parser.feed(channel, text))
+        if delta.finish_reason is not None:
+            if self._parser is not None:
+                self._take(self._parser.finish(delta.finish_reason))
+            result.finish_reason = "length" if delta.finish_reason == "length" else "stop"
+            result.stop_reason = delta.stop_reason
+            if delta.usage is not None:
+                result.usage = Usage(*delta.usage)
+
+    def _take(self, events: Iterable[Any]) -> None:
+        for event in events:
+            if isinstance(event, Content):
+                self._content.append(event.text)
+            elif isinstance(event, Reasoning):
+                self._reasoning.append(event.text)
+            else:
+                self._result.tool_calls.append(event)
+
+
+def _finish(pending: _Pending | RequestError) -> Result:
+    if isinstance(pending, RequestError):
+        raise pending
+    return pending.finish()

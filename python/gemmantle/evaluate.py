@@ -1,0 +1,149 @@
+"""`Engine.score`: log-likelihoods of continuations and of whole texts (spec api 11.1).
+
+A score is one pass over the prompt: the engine returns the log-probability of every prompt token, and what follows the
+context is summed. Nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gemmantle.api.protocol import Generation, Sampling, ServingEngine
+from gemmantle.errors import RequestError
+
+__all__ = ["Score", "ScoringEngine", "score"]
+
+
+class ScoringEngine(ServingEngine, Protocol):
+    """A serving engine that also knows its words."""
+
+    def tokenize(self, text: str) -> list[int]: ...
+
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-likelihood of a continuation, or of a whole text in mode "rolling"; natural logarithms."""
+
+    logprob: float
+    is_greedy: bool  # every token was the likeliest one
+    token_logprobs: list[float]
+    n_tokens: int
+    n_bytes: int
+    n_chars: int
+
+
+# (ids, how many of them are context, text of the rest)
+_Sequence = tuple[list[int], int, str]
+
+
+def score(engine: ScoringEngine, items: Iterable[Any], mode: str, ahead: int) -> list[Any]:
+    """Modes pair, choice and rolling, as documented at `Engine.score`; `ahead` bounds what is submitted at once."""
+    if mode == "pair":
+        pairs = [_pair(item, number) for number, item in enumerate(items)]
+        return _score_sequences(engine, [_join(engine, *pair) for pair in pairs], ahead)
+    if mode == "choice":
+        groups = [_pair(item, number) for number, item in enumerate(items)]
+        flat = [_join(engine, context, continuation) for context, rest in groups for continuation in rest]
+        scores = iter(_score_sequences(engine, flat, ahead))
+        return [[next(scores) for _ in rest] for _, rest in groups]
+    if mode == "rolling":
+        return [_score_rolling(engine, item, ahead) for item in items]
+    raise ValueError(f"mode is {mode!r}; it must be pair, rolling or choice")
+
+
+def _pair(item: Any, number: int) -> tuple[Any, Any]:
+    if isinstance(item, dict) and "context" in item:
+        return item["context"], item.get("continuation", item.get("continuations"))
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1]
+    raise RequestError(f"items[{number}] must be a pair of context and continuation", param=f"items[{number}]")
+
+
+def _join(engine: ScoringEngine, context: Any, continuation: Any) -> _Sequence:
+    """Text is encoded together, blanks that end the context as part of the continuation (V-1); ids are as they are."""
+    if isinstance(context, str) and isinstance(continuation, str):
+        bare = context.rstrip()
+        whole = engine.encode_prompt(bare + context[len(bare) :] + continuation)
+        prefix = engine.encode_prompt(bare)
+        common = 0
+        while common < min(len(whole), len(prefix)) and whole[common] == prefix[common]:
+            common += 1
+        return whole, max(1, min(common, len(whole) - 1)), continuation
+    if isinstance(context, str) or isinstance(continuation, str):
+        raise RequestError("context and continuation must both be text or both be ids", param="items")
+    ids = list(continuation)
+    if not ids:
+        raise RequestError("a continuation has no tokens", param="items")
+    prefix = list(context) or [engine.bos_id]
+    return prefix + ids, len(prefix), _text(engine, ids)
+
+
+def _score_rolling(engine: ScoringEngine, item: Any, ahead: int) -> Score:
+    """Disjoint windows, each conditioned on the token before it: BOS, later the end of the window before."""
+    ids = engine.tokenize(item) if isinstance(item, str) else list(item)
+    text = item if isinstance(item, str) else _text(engine, ids)
+    size = engine.profile.max_context - 1
+    sequence = [engine.bos_id, *ids]
+    windows = [(sequence[start : start + size + 1], 1, "") for start in range(0, len(ids), size)]
+    parts = _score_sequences(engine, windows, ahead)
+    logprobs = [value for part in parts for value in part.token_logprobs]
+    return _make(logprobs, all(part.is_greedy for part in parts), text)
+
+
+def _score_sequences(engine: ScoringEngine, sequences: Sequence[_Sequence], ahead: int) -> list[Score]:
+    window = engine.profile.max_context
+    for ids, _, _ in sequences:
+        if len(ids) > window:
+            raise RequestError(
+                f"context and continuation have {len(ids)} tokens; the model's context holds {window}: shorten the "
+                "context, or load with a larger max_context",
+                code="context_length_exceeded",
+                param="items",
+            )
+    running: deque[Generation] = deque()
+    scores: list[Score] = []
+    try:
+        for ids, _, _ in sequences:
+            running.append(engine.submit(ids, Sampling(max_tokens=0, prompt_logprobs=1)))
+            if len(running) >= ahead:
+                scores.append(_read(running.popleft(), sequences[len(scores)]))
+        while running:
+            scores.append(_read(running.popleft(), sequences[len(scores)]))
+    finally:
+        for generation in running:
+            generation.cancel()
+    return scores
+
+
+def _read(generation: Generation, sequence: _Sequence) -> Score:
+    ids, context, text = sequence
+    while True:
+        delta = generation.next(0.05)  # a slice short enough for Ctrl-C
+        if delta is not None and delta.finish_reason is not None:
+            break
+    entries = generation.prompt_logprobs[context : len(ids)]
+    greedy = all(entry.top and entry.top[0][0] == token for entry, token in zip(entries, ids[context:], strict=True))
+    return _make([float(entry.logprob) for entry in entries], greedy, text)
+
+
+def _make(logprobs: list[float], is_greedy: bool, text: str) -> Score:
+    return Score(
+        logprob=float(sum(logprobs)),
+        is_greedy=is_greedy,
+        token_logprobs=logprobs,
+        n_tokens=len(logprobs),
+        n_bytes=len(text.encode("utf-8", "replace")),
+        n_chars=len(text),
+    )
+
+
+def _text(engine: ScoringEngine, ids: list[int]) -> str:
+    return engine.detokenize(ids) if engine.profile.has_tokenizer else ""
