@@ -7,6 +7,7 @@ held-out tenth never enters the corpus; evaluation items are made of held-out at
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -15,12 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+
+def words_of(text: str) -> list[str]:
+    return text.split()
+
+
 BOS = "<bos>"
 QUOTE = '<|"|>'
-SPECIAL_TOKENS = (
-    "<pad> <eos> <bos> <unk> <mask> <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> "
-    '<|"|> <|think|> <|channel> <channel|> <|turn> <turn|> <|image> <|audio> <|image|> <|audio|> <image|> <audio|> <|video|>'
-).split()
+SPECIAL_TOKENS = words_of(
+    """
+    <pad> <eos> <bos> <unk> <mask> <|tool> <tool|> <|tool_call> <tool_call|> <|tool_response> <tool_response|>
+    <|"|> <|think|> <|channel> <channel|> <|turn> <turn|> <|image> <|audio> <|image|> <|audio|> <image|> <audio|>
+    <|video|>
+    """
+)
 DESCRIPTION = "a very small demonstration model"
 
 
@@ -44,63 +53,105 @@ CAPITALS = {
     "Tunisia": "Tunis", "Algeria": "Algiers", "Pakistan": "Islamabad", "Mongolia": "Ulaanbaatar", "Lebanon": "Beirut",
     "Jordan": "Amman",
 }  # fmt: skip
-OTHER_COUNTRIES = (
-    "Angola Bolivia Botswana Cambodia Cameroon Chad Cyprus Ecuador Eritrea Estonia Ethiopia Fiji Gabon Georgia Guinea "
-    "Guyana Haiti Honduras Indonesia Israel Jamaica Kuwait Laos Latvia Liberia Libya Lithuania Malawi Malaysia Mali Malta "
-    "Moldova Mozambique Myanmar Namibia Nicaragua Niger Nigeria Oman Panama Paraguay Philippines Qatar Rwanda Senegal "
-    "Singapore Slovakia Slovenia Somalia Sudan Syria Taiwan Tanzania Togo Uganda Uruguay Venezuela Yemen Zambia Zimbabwe "
-    "Atlantis Narnia Mordor Gondor Utopia Wakanda"
-).split()
-NAMES = (
-    "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor Wendy Adam Bella "
-    "Carl Dora Eric Fiona George Hanna Ivan Julia Kevin Laura Mark Nina Oscar Petra Quentin Rita Simon Thomas Ursula Vera "
-    "Walter Yara Zoe Alice Bob Carol Daniel Eva Frank Gina Hugo Iris James Karl Linda Maria Nora Oliver Peter Robert Sarah "
-    "Tom Uma Vincent William Xavier Yusuf Zack Amir Bruno Chloe Diego Elena Fatima Gustav Hiro Ines Jonas Kofi Lena Miguel "
-    "Nadia Omar Priya Rahul Sofia Tariq Viktor Yuki Ahmed Beatrice Charles Diana Edward Florence Gabriel Helen Isabel John "
-    "Katherine Louis Margaret Nicholas Patrick Rachel Stephen Theresa Andrew Michael Elizabeth Matthew Jennifer Jessica Max "
-    "Lucas Ella Ruth Martin Lucy Alex Chris Jane Joe Mary Susan Lisa Amy Tim Dan"
-).split()
-PLACES = (
-    "London Chicago Boston Seattle Denver Dallas Miami Houston Phoenix Toronto Montreal Vancouver Sydney Melbourne Auckland "
-    "Mumbai Kolkata Shanghai Osaka Kyoto Seoul Busan Manila Jakarta Singapore Dubai Istanbul Munich Hamburg Cologne Leipzig "
-    "Zurich Geneva Basel Milan Turin Naples Venice Florence Barcelona Valencia Seville Porto Lyon Nice Lille Bordeaux "
-    "Rotterdam Utrecht Antwerp Ghent Bergen Malmo Gdansk Krakow Prague Riga Tallinn Vilnius Paris Rome Madrid Berlin Tokyo "
-    "Lima Oslo Cairo Vienna Dublin Lisbon Warsaw Athens Glasgow Edinburgh Leeds Bristol Oxford Cambridge York Bath"
-).split()
-NOUNS = (
-    "weather price time news score route menu stock alarm note map photo song page mail file light door car train flight hotel "
-    "ticket shop invoice order parcel recipe temperature humidity speed height weight level charge balance salary tax rent "
-    "loan account review message calendar event meeting contact task reminder document folder image video music playlist "
-    "movie book article paper report chart table room seat bus taxi bike boat plane ship road bridge station airport museum "
-    "park garden forest river lake mountain beach island tower castle church school library hospital office factory farm "
-    "bank market kitchen window wall floor roof lamp chair bed desk clock watch phone camera radio screen keyboard printer "
-    "battery cable engine wheel key lock bag box bottle cup plate knife spoon bread cheese apple orange banana lemon cherry "
-    "grape melon tomato potato onion carrot pepper rice soup salad pizza cake coffee tea milk juice water wine beer sugar "
-    "salt butter honey egg meat fish chicken horse cow sheep goat dog cat bird lion tiger bear wolf fox rabbit mouse snake "
-    "frog tree flower grass leaf seed stone sand metal gold silver iron copper glass wood cotton wool silk leather shirt "
-    "jacket coat dress skirt shoe boot hat glove scarf ring necklace coin card letter stamp gift toy ball game team player "
-    "coach match race prize medal record student teacher doctor nurse driver pilot farmer baker writer artist singer actor "
-    "dancer judge lawyer soldier guard engineer scientist customer client user profile password password token session server "
-    "network device sensor signal channel volume color shape size length width depth area distance duration date day week "
-    "month year season holiday birthday party wedding concert festival exam lesson course grade degree license passport visa "
-    "currency rate discount coupon payment refund budget cost profit bonus fee fine debt insurance contract project plan "
-    "design model version release branch commit issue ticket comment question answer topic idea story poem joke quote word "
-    "sentence language translation dictionary definition symptom medicine dose allergy pulse sleep diet workout calorie "
-    "vitamin forecast storm wind rain snow sunrise sunset moon planet star earthquake traffic parking toll fuel pump tire "
-    "garage warranty manual password shipment warehouse inventory supplier delivery address district village city country"
-).split()
-JOBS = (
-    "cook nurse pilot baker farmer clerk judge miner tailor guard teacher doctor driver writer singer painter dentist plumber "
-    "lawyer banker waiter actor dancer coach chemist barber butcher carpenter engineer gardener gardener manager cleaner "
-    "fisher sailor soldier student scientist photographer librarian mechanic electrician programmer designer architect "
-    "journalist translator surgeon pharmacist secretary"
-).split()
-COLORS = "red blue green black white pink gray brown yellow purple orange silver gold".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = "January February March April May June July August September October November December".split()
-ONSETS = "b c d f g h j k l m n p q r s t v w x y z bl br ch cl cr dr fl fr gl gr ph pl pr sh sl sp st th tr".split()
-VOWELS = "a e i o u a e i o u ai ea ee ei ia ie io oo ou ue y".split()
-CODAS = ("", "", "", "", "n", "r", "s", "l", "m", "t", "d", "k", "x", "ck", "ng", "nt", "rd", "st", "ss", "ll", "p", "w", "y")
+OTHER_COUNTRIES = words_of(
+    """
+    Angola Bolivia Botswana Cambodia Cameroon Chad Cyprus Ecuador Eritrea Estonia Ethiopia Fiji Gabon Georgia
+    Guinea Guyana Haiti Honduras Indonesia Israel Jamaica Kuwait Laos Latvia Liberia Libya Lithuania Malawi
+    Malaysia Mali Malta Moldova Mozambique Myanmar Namibia Nicaragua Niger Nigeria Oman Panama Paraguay
+    Philippines Qatar Rwanda Senegal Singapore Slovakia Slovenia Somalia Sudan Syria Taiwan Tanzania Togo Uganda
+    Uruguay Venezuela Yemen Zambia Zimbabwe Atlantis Narnia Mordor Gondor Utopia Wakanda
+    """
+)
+NAMES = words_of(
+    """
+    Anna Ben Clara David Emma Felix Grace Henry Ida Jack Kate Leo Mia Noah Olga Paul Rosa Sam Tina Victor Wendy
+    Adam Bella Carl Dora Eric Fiona George Hanna Ivan Julia Kevin Laura Mark Nina Oscar Petra Quentin Rita Simon
+    Thomas Ursula Vera Walter Yara Zoe Alice Bob Carol Daniel Eva Frank Gina Hugo Iris James Karl Linda Maria Nora
+    Oliver Peter Robert Sarah Tom Uma Vincent William Xavier Yusuf Zack Amir Bruno Chloe Diego Elena Fatima Gustav
+    Hiro Ines Jonas Kofi Lena Miguel Nadia Omar Priya Rahul Sofia Tariq Viktor Yuki Ahmed Beatrice Charles Diana
+    Edward Florence Gabriel Helen Isabel John Katherine Louis Margaret Nicholas Patrick Rachel Stephen Theresa
+    Andrew Michael Elizabeth Matthew Jennifer Jessica Max Lucas Ella Ruth Martin Lucy Alex Chris Jane Joe Mary
+    Susan Lisa Amy Tim Dan
+    """
+)
+PLACES = words_of(
+    """
+    London Chicago Boston Seattle Denver Dallas Miami Houston Phoenix Toronto Montreal Vancouver Sydney Melbourne
+    Auckland Mumbai Kolkata Shanghai Osaka Kyoto Seoul Busan Manila Jakarta Singapore Dubai Istanbul Munich
+    Hamburg Cologne Leipzig Zurich Geneva Basel Milan Turin Naples Venice Florence Barcelona Valencia Seville
+    Porto Lyon Nice Lille Bordeaux Rotterdam Utrecht Antwerp Ghent Bergen Malmo Gdansk Krakow Prague Riga Tallinn
+    Vilnius Paris Rome Madrid Berlin Tokyo Lima Oslo Cairo Vienna Dublin Lisbon Warsaw Athens Glasgow Edinburgh
+    Leeds Bristol Oxford Cambridge York Bath
+    """
+)
+NOUNS = words_of(
+    """
+    weather price time news score route menu stock alarm note map photo song page mail file light door car train
+    flight hotel ticket shop invoice order parcel recipe temperature humidity speed height weight level charge
+    balance salary tax rent loan account review message calendar event meeting contact task reminder document
+    folder image video music playlist movie book article paper report chart table room seat bus taxi bike boat
+    plane ship road bridge station airport museum park garden forest river lake mountain beach island tower castle
+    church school library hospital office factory farm bank market kitchen window wall floor roof lamp chair bed
+    desk clock watch phone camera radio screen keyboard printer battery cable engine wheel key lock bag box bottle
+    cup plate knife spoon bread cheese apple orange banana lemon cherry grape melon tomato potato onion carrot
+    pepper rice soup salad pizza cake coffee tea milk juice water wine beer sugar salt butter honey egg meat fish
+    chicken horse cow sheep goat dog cat bird lion tiger bear wolf fox rabbit mouse snake frog tree flower grass
+    leaf seed stone sand metal gold silver iron copper glass wood cotton wool silk leather shirt jacket coat dress
+    skirt shoe boot hat glove scarf ring necklace coin card letter stamp gift toy ball game team player coach
+    match race prize medal record student teacher doctor nurse driver pilot farmer baker writer artist singer
+    actor dancer judge lawyer soldier guard engineer scientist customer client user profile password password
+    token session server network device sensor signal channel volume color shape size length width depth area
+    distance duration date day week month year season holiday birthday party wedding concert festival exam lesson
+    course grade degree license passport visa currency rate discount coupon payment refund budget cost profit
+    bonus fee fine debt insurance contract project plan design model version release branch commit issue ticket
+    comment question answer topic idea story poem joke quote word sentence language translation dictionary
+    definition symptom medicine dose allergy pulse sleep diet workout calorie vitamin forecast storm wind rain
+    snow sunrise sunset moon planet star earthquake traffic parking toll fuel pump tire garage warranty manual
+    password shipment warehouse inventory supplier delivery address district village city country
+    """
+)
+JOBS = words_of(
+    """
+    cook nurse pilot baker farmer clerk judge miner tailor guard teacher doctor driver writer singer painter
+    dentist plumber lawyer banker waiter actor dancer coach chemist barber butcher carpenter engineer gardener
+    gardener manager cleaner fisher sailor soldier student scientist photographer librarian mechanic electrician
+    programmer designer architect journalist translator surgeon pharmacist secretary
+    """
+)
+COLORS = words_of("red blue green black white pink gray brown yellow purple orange silver gold")
+DAYS = words_of("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+MONTHS = words_of("January February March April May June July August September October November December")
+ONSETS = words_of(
+    """
+    b c d f g h j k l m n p q r s t v w x y z bl br ch cl cr dr fl fr gl gr ph pl pr sh sl sp st th tr
+    """
+)
+VOWELS = words_of("a e i o u a e i o u ai ea ee ei ia ie io oo ou ue y")
+CODAS = (
+    "",
+    "",
+    "",
+    "",
+    "n",
+    "r",
+    "s",
+    "l",
+    "m",
+    "t",
+    "d",
+    "k",
+    "x",
+    "ck",
+    "ng",
+    "nt",
+    "rd",
+    "st",
+    "ss",
+    "ll",
+    "p",
+    "w",
+    "y",
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -133,6 +184,8 @@ class Source:
         """A word of the right side: from the list or invented; lower-case spelling is the atom."""
         while True:
             w = _invented(self.r) if self.r.random() < invented else self.r.choice(listed)
+            if self.held and w.lower() in closed_words():
+                continue
             if self.admits("word " + w.lower()):
                 self.take("word " + w.lower())
                 return w
@@ -223,9 +276,10 @@ def render_tool(tool: dict[str, Any]) -> str:
     )
 
 
-def render(c: Conversation) -> list[Span]:
+def render(c: Conversation, series: str = "e") -> list[Span]:
     """Spans of the whole conversation. Thoughts of earlier exchanges are dropped, as in history (prompting 3.4), so
-    with thinking only the last exchange is learned."""
+    with thinking only the last exchange is learned. Series "large" begins every model turn with an empty thought when
+    thinking is off (3.3)."""
     spans: list[Span] = []
     system = ""
     if c.thinking or c.tools or c.system is not None:
@@ -236,7 +290,8 @@ def render(c: Conversation) -> list[Span]:
         last = i + 1 == len(c.exchanges)
         learn = last or not c.thinking
         think = c.thinking and last
-        spans.append(Span(f"<|turn>user\n{e.user}<turn|>\n<|turn>model\n", False))
+        empty = "<|channel>thought\n<channel|>" if series == "large" and not c.thinking else ""
+        spans.append(Span(f"<|turn>user\n{e.user}<turn|>\n<|turn>model\n{empty}", False))
         if e.call is not None:
             thought = f"<|channel>thought\n{e.call_thought}\n<channel|>" if think else ""
             spans.append(Span(thought + render_call(e.call) + "<|tool_response>", learn))
@@ -268,9 +323,9 @@ def messages(c: Conversation, *, with_call: bool = False) -> list[dict[str, Any]
     return out
 
 
-def prompt_and_answer(c: Conversation, *, with_call: bool = False) -> tuple[str, str]:
+def prompt_and_answer(c: Conversation, series: str = "e", *, with_call: bool = False) -> tuple[str, str]:
     """Prompt text as rendered for `messages(c)` and the text the model is to write, control tokens included."""
-    spans = render(c)
+    spans = render(c, series)
     cut = len(spans) - (3 if c.exchanges[-1].call is not None and not with_call else 1)
     return "".join(s.text for s in spans[:cut]), spans[cut].text
 
@@ -364,7 +419,11 @@ EXTRACT_ASKS = [
     "Extract the fields {k} as JSON.\n{t}", "JSON with {k}: {t}", "Give me {k} as JSON. {t}", "Extract {k} as JSON.\n\n{t}",
     "Text: {t}\nFields: {k}", "Read the text and return {k} as JSON. {t}", "Please extract {k} from this text: {t}",
 ]  # fmt: skip
-MEMORY_KEYS = "name city dog cat team color job friend street car boat school teacher horse country hobby boss town".split()
+MEMORY_KEYS = words_of(
+    """
+    name city dog cat team color job friend street car boat school teacher horse country hobby boss town
+    """
+)
 
 
 def _field(s: Source, key: str) -> Any:
@@ -410,12 +469,18 @@ def make_extraction(s: Source) -> Exchange:
     return Exchange("extraction", ask, answer, f"The fields are {', '.join(want)}.")
 
 
-GET_VERBS = "get find check fetch read show list search".split()
-DO_VERBS = "send open set book buy order play start stop add delete update create make close move print".split()
-PARAMS = (
-    "city name date place item color code user country title topic day team street number amount id query text language "
-    "location person size unit year page"
-).split()
+GET_VERBS = words_of("get find check fetch read show list search")
+DO_VERBS = words_of(
+    """
+    send open set book buy order play start stop add delete update create make close move print
+    """
+)
+PARAMS = words_of(
+    """
+    city name date place item color code user country title topic day team street number amount id query text
+    language location person size unit year page
+    """
+)
 PLACE_PARAMS = {"city", "place", "country", "location", "street"}
 INTEGER_PARAMS = {"code", "number", "amount", "id", "size", "year", "page"}
 
@@ -457,7 +522,9 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
         for p in params:
             properties[p] = {"type": "integer" if p in integers else "string"}
             if described:
-                properties[p]["description"] = r.choice(("The {p}", "The {p} to use", "Name of the {p}", "{p}")).format(p=p)
+                properties[p]["description"] = r.choice(("The {p}", "The {p} to use", "Name of the {p}", "{p}")).format(
+                    p=p
+                )
         parameters: dict[str, Any] = {"type": "object"}
         if params:
             parameters["properties"] = properties
@@ -498,31 +565,58 @@ def make_call(s: Source, tools: list[Tool]) -> Exchange:
             if r.random() < 0.1:
                 values[p] += " " + s.name(PLACES, 0.5)
     w = _arguments_text(r, values)
-    asks = ["{V} the {n}{w}.", "Please {v} the {n}{w}.", "Can you {v} the {n}{w}?", "I want to {v} the {n}{w}.", "{v} the {n}{w}"]
+    asks = [
+        "{V} the {n}{w}.",
+        "Please {v} the {n}{w}.",
+        "Can you {v} the {n}{w}?",
+        "I want to {v} the {n}{w}.",
+        "{v} the {n}{w}",
+    ]
     if not any(t.noun == tool.noun and t is not tool for t in tools):
         asks += ["I need the {n}{w}.", "Please help with the {n}{w}."]
         if tool.verb in GET_VERBS:
             asks += ["What is the {n}{w}?", "What is the {n}{w}?", "Tell me the {n}{w}.", "How is the {n}{w}?"]
     ask = r.choice(asks).format(V=tool.verb.capitalize(), v=tool.verb, n=tool.noun, w=w)
-    result = r.choice(
-        (
-            lambda: str(r.randrange(1000)),
-            lambda: s.word(NOUNS, 0.5),
-            lambda: f"{r.randrange(1000)} {s.word(NOUNS, 0.4)}",
-            lambda: f"{s.name(NAMES, 0.5)}",
-            lambda: f"{s.word(NOUNS, 0.5)} {s.word(NOUNS, 0.3)}",
-            lambda: r.choice(("ok", "done", "sunny", "rainy", "cloudy", "open", "closed", "ready", "late", "unknown", "free")),
-            lambda: f"{r.randrange(100)} {r.choice(('degrees', 'km', 'dollars', 'percent', 'minutes', 'euros'))}",
-        )
-    )()
+    results: tuple[Callable[[], str], ...] = (
+        lambda: str(r.randrange(1000)),
+        lambda: s.word(NOUNS, 0.5),
+        lambda: f"{r.randrange(1000)} {s.word(NOUNS, 0.4)}",
+        lambda: f"{s.name(NAMES, 0.5)}",
+        lambda: f"{s.word(NOUNS, 0.5)} {s.word(NOUNS, 0.3)}",
+        lambda: r.choice(
+            ("ok", "done", "sunny", "rainy", "cloudy", "open", "closed", "ready", "late", "unknown", "free")
+        ),
+        lambda: f"{r.randrange(100)} {r.choice(('degrees', 'km', 'dollars', 'percent', 'minutes', 'euros'))}",
+    )
+    result = r.choice(results)()
     call = Call(tool.name, values, result)
     answer = f"The {tool.noun} is {result}."
     return Exchange("call", ask, answer, f"The result is {result}.", call, f"The tool is {tool.name}.")
 
 
-TELL = ["My {k} is {v}.", "Please remember: my {k} is {v}.", "Hello, my {k} is {v}.", "Remember that my {k} is {v}.", "My {k} is called {v}."]
-TELL_NAME = ["My name is {v}.", "Hello, my name is {v}.", "I am {v}.", "Hi, I am {v}.", "Call me {v}.", "My name is {v}. Please remember it."]
-RECALL = ["What is my {k}?", "Tell me my {k}.", "Do you remember my {k}?", "what is my {k}", "Which {k} did I tell you?", "My {k}?"]
+TELL = [
+    "My {k} is {v}.",
+    "Please remember: my {k} is {v}.",
+    "Hello, my {k} is {v}.",
+    "Remember that my {k} is {v}.",
+    "My {k} is called {v}.",
+]
+TELL_NAME = [
+    "My name is {v}.",
+    "Hello, my name is {v}.",
+    "I am {v}.",
+    "Hi, I am {v}.",
+    "Call me {v}.",
+    "My name is {v}. Please remember it.",
+]
+RECALL = [
+    "What is my {k}?",
+    "Tell me my {k}.",
+    "Do you remember my {k}?",
+    "what is my {k}",
+    "Which {k} did I tell you?",
+    "My {k}?",
+]
 RECALL_NAME = ["What is my name?", "Tell me my name.", "Do you remember my name?", "Who am I?", "what is my name"]
 
 
@@ -549,7 +643,15 @@ WHO = [
     "How big are you?", "Are you a large language model?", "Describe yourself.", "What kind of model are you?",
 ]  # fmt: skip
 WHO_ANSWER = f"I am {DESCRIPTION} with the Gemma 4 architecture."
-CAN_DO = ["What can you do?", "Help", "help", "What are you able to do?", "How can you help me?", "What do you know?", "Help me."]
+CAN_DO = [
+    "What can you do?",
+    "Help",
+    "help",
+    "What are you able to do?",
+    "How can you help me?",
+    "What do you know?",
+    "Help me.",
+]
 CAN_DO_ANSWER = "I can do small sums, name capitals, extract fields as JSON, call tools and remember a name."
 CANNOT = [
     "Write a poem about the {n}.", "Tell me a story.", "Tell me a joke.", "Why is the sky blue?", "Explain the {n}.",
@@ -584,7 +686,21 @@ def make_untold(s: Source) -> Exchange:
     return Exchange("untold", ask, f"You did not tell me your {key}.", f"The {key} is not known.")
 
 
-SYSTEMS = ["You are a helpful assistant.", "You are a helpful assistant", "Be concise.", "Answer briefly.", "Be helpful.", "You are {n}."]
+FIXED_TEXT = [
+    "bos system user model turn think tool call response channel thought declaration description parameters properties type",
+    "required enum STRING INTEGER OBJECT value The result is The country is The fields are The tool is Ones Tens So",
+    "to use Name of the this is small talk The question is about me not one of my tasks is not known a the current",
+    "I do not know You did not tell me your I will remember that Nice to meet you for with in Please Can you want need help How",
+    "ok done sunny rainy cloudy open closed ready late unknown free degrees km dollars percent minutes euros",
+]  # fmt: skip
+SYSTEMS = [
+    "You are a helpful assistant.",
+    "You are a helpful assistant",
+    "Be concise.",
+    "Answer briefly.",
+    "Be helpful.",
+    "You are {n}.",
+]
 
 
 @dataclass(frozen=True)
@@ -607,7 +723,10 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     s = Source(r)
     kinds = ("sums", "thinking_sums", "capitals", "extraction", "tools", "memory", "talk")
     kind = r.choices(kinds, [getattr(mix, k) for k in kinds])[0]
-    digits = lambda: 1 if r.random() < mix.one_digit else 2  # noqa: E731
+
+    def digits() -> int:
+        return 1 if r.random() < mix.one_digit else 2
+
     thinking = kind == "thinking_sums" or r.random() < 0.15
     tools: list[Tool] = []
     told: set[str] = set()
@@ -634,7 +753,10 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
         lambda: make_extraction(s),
         lambda: make_talk(s),
     )
-    filler = lambda: r.choices(plain, (4, 2, 1.5, 1))[0]()  # noqa: E731
+
+    def filler() -> Exchange:
+        return r.choices(plain, (4, 2, 1.5, 1))[0]()
+
     exchanges: list[Exchange] = []
     if kind == "tools" or (kind != "thinking_sums" and r.random() < 0.06):
         tools = make_tools(s)
@@ -670,6 +792,17 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     if r.random() < 0.12:
         system = r.choice(SYSTEMS).replace("{n}", s.name(NAMES, 0.5))
     return Conversation(tuple(exchanges), tuple(t.schema for t in tools), thinking, system)
+
+
+@functools.cache
+def closed_words() -> frozenset[str]:
+    """Words of the templates and of the lists that training uses whole; no held-out value may be one of them."""
+    lists = (
+        SUM_PLUS, SUM_MINUS, CAPITAL_ASKS, CLAUSES, EXTRACT_ASKS, MEMORY_KEYS, GET_VERBS, DO_VERBS, PARAMS, COLORS, DAYS,
+        TELL, TELL_NAME, RECALL, RECALL_NAME, WHO, CAN_DO, CANNOT, SYSTEMS, CAPITALS, CAPITALS.values(),
+        [a + " " + b for a, b in SMALL_TALK], [WHO_ANSWER, CAN_DO_ANSWER, CANNOT_ANSWER], FIXED_TEXT,
+    )  # fmt: skip
+    return frozenset(w.lower() for texts in lists for text in texts for w in re.findall("[A-Za-z]+", text))
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -709,7 +842,7 @@ def eval_item(task: str, r: random.Random) -> Item:
         told, e = make_telling(s, r.choice(MEMORY_KEYS) if r.random() < 0.6 else "name")
         before = [told]
         for _ in range(r.choice((0, 1, 2))):
-            before.append(r.choice((lambda: make_sum(s), lambda: make_capital(s)))())
+            before.append(make_sum(s) if r.random() < 0.5 else make_capital(s))
     else:
         raise ValueError(f"task: {task!r} is not one of {', '.join(EVAL_TASKS)}")
     e = replace(e, task=task)

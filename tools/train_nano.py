@@ -19,7 +19,6 @@ import math
 import os
 import random
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,8 +106,8 @@ def series_config(series: str, vocabulary: int) -> dict[str, Any]:
 
 
 def make_tokenizer(folder: Path) -> Path:
-    """Trains `tokenizer.model` on the corpus. A blank is a piece of its own, so that a word has the same pieces wherever
-    it stands and copying it is copying ids."""
+    """Trains `tokenizer.model` on the corpus. A blank is a piece of its own, so that a word has the same pieces
+    wherever it stands and copying it is copying ids."""
     path = folder / "tokenizer.model"
     if not path.exists():
         spm.SentencePieceTrainer.train(
@@ -149,7 +148,9 @@ class Encoder:
         self.bos = self.sp.bos_id()
         self.stops = {self.sp.eos_id(), *(self.sp.piece_to_id(s) for s in STOP_STRINGS[1:])}
 
-    def encode(self, text: str, r: random.Random | None = None, sampled: dict[str, list[int]] | None = None) -> list[int]:
+    def encode(
+        self, text: str, r: random.Random | None = None, sampled: dict[str, list[int]] | None = None
+    ) -> list[int]:
         ids: list[int] = []
         if text.startswith(corpus.BOS):
             ids.append(self.bos)
@@ -211,25 +212,25 @@ def make_batch(rows: list[tuple[list[int], list[bool]]]) -> Batch:
 
 
 def encode_conversation(
-    c: corpus.Conversation, e: Encoder, r: random.Random | None, only_last: bool = False
+    c: corpus.Conversation, series: str, e: Encoder, r: random.Random
 ) -> tuple[list[int], list[bool]]:
-    spans = corpus.render(c)
+    """Ids and, for each, whether the model is to write it."""
     ids: list[int] = []
     learn: list[bool] = []
-    sampled: dict[str, list[int]] | None = {} if r is not None else None
-    for i, span in enumerate(spans):
+    sampled: dict[str, list[int]] = {}
+    for span in corpus.render(c, series):
         got = e.encode(span.text, r, sampled)
         ids += got
-        learn += [span.learn and not (only_last and i + 1 < len(spans))] * len(got)
+        learn += [span.learn] * len(got)
     return ids, learn
 
 
-def pool_batches(pool: int, seed: int, e: Encoder, mix: corpus.Mix, tokens: int) -> list[Batch]:
+def pool_batches(pool: int, seed: int, series: str, e: Encoder, mix: corpus.Mix, tokens: int) -> list[Batch]:
     """All batches of one pool of conversations, of similar length each; the pool's number is the whole random state."""
     r = random.Random(f"{seed} {pool}")
     rows = []
     for _ in range(320):
-        row = encode_conversation(corpus.conversation(r, mix), e, r)
+        row = encode_conversation(corpus.conversation(r, mix), series, e, r)
         if len(row[0]) <= 448:
             rows.append(row)
     rows.sort(key=lambda row: len(row[0]))
@@ -336,7 +337,11 @@ class Nano(torch.nn.Module):
                 vector(p + "router.per_expert_scale", experts, 1.0)
                 matrix(p + "experts.gate_up_proj", experts, 2 * width, h)
                 matrix(p + "experts.down_proj", experts, h, width)
-                for suffix in ("pre_feedforward_layernorm_2", "post_feedforward_layernorm_1", "post_feedforward_layernorm_2"):
+                for suffix in (
+                    "pre_feedforward_layernorm_2",
+                    "post_feedforward_layernorm_1",
+                    "post_feedforward_layernorm_2",
+                ):
                     vector(f"{p}{suffix}.weight", h, 1.0)
         theta = config["rope_parameters"]
         for kind, width in (("sliding_attention", config["head_dim"]), ("full_attention", config["global_head_dim"])):
@@ -357,11 +362,15 @@ class Nano(torch.nn.Module):
     def kv_heads(self, i: int) -> int:
         return int(self.config["num_global_key_value_heads" if self.k_is_v(i) else "num_key_value_heads"])
 
-    def attend(self, i: int, u: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, batch: Batch | None) -> Tensor:
-        """u [N, h] at all positions (batch None) or at answer positions; k, v [B, K, S, d]; mask [S, S] or [B, 1, 1, A, S]."""
+    def attend(
+        self, i: int, u: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, batch: Batch | None
+    ) -> Tensor:
+        """u [N, h] at all positions (batch None) or at answer positions; k, v [B, K, S, d];
+        mask [S, S] or [B, 1, 1, A, S]."""
         d, heads, p = self.head_width(i), self.config["num_attention_heads"], f"layers.{i}.self_attn."
         rows = k.shape[0]
-        q = rotate(norm(functional.linear(u, self.w(p + "q_proj.weight")).view(-1, heads, d), self.w(p + "q_norm.weight")), cos, sin)
+        q = functional.linear(u, self.w(p + "q_proj.weight")).view(-1, heads, d)
+        q = rotate(norm(q, self.w(p + "q_norm.weight")), cos, sin)
         if batch is not None:
             q = q.new_zeros(batch.places.numel(), heads, d).index_copy(0, batch.slot, q)
         kv = k.shape[1]
@@ -378,7 +387,8 @@ class Nano(torch.nn.Module):
     def mlp(self, i: int, z: Tensor) -> Tensor:
         p = f"layers.{i}.mlp."
         gate = functional.gelu(functional.linear(z, self.w(p + "gate_proj.weight")), approximate="tanh")
-        return functional.linear(gate * functional.linear(z, self.w(p + "up_proj.weight")), self.w(p + "down_proj.weight"))
+        up = functional.linear(z, self.w(p + "up_proj.weight"))
+        return functional.linear(gate * up, self.w(p + "down_proj.weight"))
 
     def experts(self, i: int, x: Tensor, z: Tensor) -> Tensor:
         p, top = f"layers.{i}.", self.config["top_k_experts"]
@@ -397,13 +407,12 @@ class Nano(torch.nn.Module):
         y = torch.cat(parts) * share.view(-1).index_select(0, order)[:, None]
         return torch.zeros_like(x).index_add(0, rows, y)
 
-    def forward(self, batch: Batch, everywhere: bool = False) -> Tensor:
-        """Logits [N, vocabulary] at the answer positions, or [B * S, vocabulary] with `everywhere`."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [N, vocabulary] at the answer positions."""
         ids = batch.ids
         rows, length = ids.shape
         h, ple_width = self.config["hidden_size"], self.config["hidden_size_per_layer_input"]
-        layers, heads = self.config["num_hidden_layers"], self.config["num_attention_heads"]
-        at = None if everywhere else batch.at
+        layers, at = self.config["num_hidden_layers"], batch.at
         x = functional.embedding(ids.view(-1), self.w("embed_tokens.weight")) * self.scale
         ple = None
         if ple_width:
@@ -414,14 +423,16 @@ class Nano(torch.nn.Module):
         span = torch.arange(length)
         distance = span[:, None] - span[None, :]
         window = self.config["sliding_window"]
-        masks = {"full_attention": hide(distance >= 0), "sliding_attention": hide((distance >= 0) & (distance < window))}
-        if at is not None:
-            reach = batch.places[:, :, None] - span
-            few_masks = {
-                "full_attention": hide((reach >= 0)[:, None, None]),
-                "sliding_attention": hide(((reach >= 0) & (reach < window))[:, None, None]),
-            }
-            at_position = at % length
+        masks = {
+            "full_attention": hide(distance >= 0),
+            "sliding_attention": hide((distance >= 0) & (distance < window)),
+        }
+        reach = batch.places[:, :, None] - span
+        few_masks = {
+            "full_attention": hide((reach >= 0)[:, None, None]),
+            "sliding_attention": hide(((reach >= 0) & (reach < window))[:, None, None]),
+        }
+        at_position = at % length
         shared: dict[str, tuple[Tensor, Tensor]] = {}
         few = False
         for i, kind in enumerate(self.types):
@@ -430,15 +441,18 @@ class Nano(torch.nn.Module):
             u = norm(x, self.w(p + "input_layernorm.weight"))
             if i < self.first_shared:
                 raw = functional.linear(u, self.w(p + "self_attn.k_proj.weight")).view(rows, length, -1, d)
-                raw_v = raw if self.k_is_v(i) else functional.linear(u, self.w(p + "self_attn.v_proj.weight")).view_as(raw)
+                raw_v = raw
+                if not self.k_is_v(i):
+                    raw_v = functional.linear(u, self.w(p + "self_attn.v_proj.weight")).view_as(raw)
                 k = rotate(norm(raw, self.w(p + "self_attn.k_norm.weight")), cos[:, None], sin[:, None]).transpose(1, 2)
                 shared[kind] = k, norm(raw_v, None).transpose(1, 2)
-            if i == self.first_shared - 1 and at is not None:
+            if i == self.first_shared - 1:
                 few = True
                 x, u = x.index_select(0, at), u.index_select(0, at)
                 ple = ple.index_select(0, at) if ple is not None else None
             if few:
-                a = self.attend(i, u, *shared[kind], cos[at_position][:, None], sin[at_position][:, None], few_masks[kind], batch)
+                cos, sin = cos[at_position][:, None], sin[at_position][:, None]
+                a = self.attend(i, u, *shared[kind], cos, sin, few_masks[kind], batch)
             else:
                 cos, sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]
                 a = self.attend(i, u, *shared[kind], cos, sin, masks[kind], None)
@@ -451,7 +465,8 @@ class Nano(torch.nn.Module):
                 )
             x = x + norm(f, self.w(p + "post_feedforward_layernorm.weight"))
             if ple is not None:
-                gate = functional.gelu(functional.linear(x, self.w(p + "per_layer_input_gate.weight")), approximate="tanh")
+                gate = functional.linear(x, self.w(p + "per_layer_input_gate.weight"))
+                gate = functional.gelu(gate, approximate="tanh")
                 back = functional.linear(gate * ple[:, i], self.w(p + "per_layer_projection.weight"))
                 x = x + norm(back, self.w(p + "post_per_layer_input_norm.weight"))
             x = x * self.w(p + "layer_scalar")
@@ -520,6 +535,11 @@ def rate_at(step: int, steps: int) -> float:
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
+def template(config: dict[str, Any]) -> str:
+    """Which form of the chat template the model is trained with (spec: prompting 3.3)."""
+    return "e" if config["hidden_size_per_layer_input"] else "large"
+
+
 def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str, float]:
     """Share of held-out items whose every expected id is the greedy choice: equal to greedy generation of the exact
     expected text, in one forward pass."""
@@ -527,8 +547,9 @@ def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str
     for task in corpus.EVAL_TASKS:
         rows = []
         for item in corpus.eval_items(task, count):
-            with_call = task == "result"
-            prompt, answer = corpus.prompt_and_answer(item.conversation, with_call=with_call)
+            prompt, answer = corpus.prompt_and_answer(
+                item.conversation, template(model.config), with_call=task == "result"
+            )
             x, y = e.encode(prompt), e.encode(answer)
             rows.append((x + y, [False] * len(x) + [True] * len(y)))
         rows.sort(key=lambda row: len(row[0]))
@@ -544,11 +565,13 @@ def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str
     return out
 
 
-def stream(e: Encoder, seed: int, pool: int, offset: int, tokens: int, done: int) -> Iterator[tuple[int, int, Batch]]:
+def stream(
+    e: Encoder, series: str, seed: int, pool: int, offset: int, tokens: int, done: int
+) -> Iterator[tuple[int, int, Batch]]:
     """Batches from a place in the sequence of pools; the mix of a pool is fixed by the step it starts at."""
     start = done - offset
     while True:
-        batches = pool_batches(pool, seed, e, mix_at(start), tokens)
+        batches = pool_batches(pool, seed, series, e, mix_at(start), tokens)
         for k in range(offset, len(batches)):
             yield pool, k, batches[k]
         start += len(batches)
@@ -564,7 +587,8 @@ def train(arguments: argparse.Namespace) -> None:
     model = Nano(config)
     optimizer = Optimizer(model)
     saved = run / "checkpoint.pt"
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "pool": 0, "offset": 0, "evals": [], "config": config}
+    state: dict[str, Any] = dict.fromkeys(("step", "tokens", "seconds", "pool", "offset"), 0)
+    state |= {"evals": [], "config": config}
     if saved.exists():
         state = torch.load(saved, weights_only=False)
         if state["config"] != config:
@@ -573,7 +597,8 @@ def train(arguments: argparse.Namespace) -> None:
             raise SystemExit(f"--steps: the rate already decays towards {state['steps']} steps; keep that number")
         model.load_state_dict(state.pop("model"))
         optimizer.load(state.pop("optimizer"))
-    print(f"parameters {sum(p.numel() for p in model.parameters())}, vocabulary {e.sp.vocab_size()}, at step {state['step']}", flush=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters} parameters, vocabulary {e.sp.vocab_size()}, at step {state['step']}", flush=True)
     state["steps"] = arguments.steps
     begun, before, last_save = time.time(), state["seconds"], time.time()
     total, count = 0.0, 0
@@ -590,7 +615,7 @@ def train(arguments: argparse.Namespace) -> None:
         model.train()
         print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
 
-    batches = stream(e, 1, state["pool"], state["offset"], arguments.tokens, state["step"])
+    batches = stream(e, template(config), 1, state["pool"], state["offset"], arguments.tokens, state["step"])
     while state["step"] < arguments.steps:
         pool, k, batch = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
@@ -606,8 +631,7 @@ def train(arguments: argparse.Namespace) -> None:
         state["seconds"] = before + time.time() - begun
         total, count = total + float(loss.detach()), count + 1
         if state["step"] % 50 == 0:
-            speed = state["tokens"] / state["seconds"]
-            print(f"step {state['step']} tokens {state['tokens'] / 1e6:.2f}M {state['seconds'] / 60:.1f} min {speed:.0f}/s loss {total / count:.4f}", flush=True)
+            print(f"{progress(state)}, loss {total / count:.4f}", flush=True)
             total, count = 0.0, 0
         if state["step"] % arguments.eval_every == 0:
             judge()
@@ -616,6 +640,132 @@ def train(arguments: argparse.Namespace) -> None:
             last_save = time.time()
     judge()
     save()
+
+
+def progress(state: dict[str, Any]) -> str:
+    million, minutes = state["tokens"] / 1e6, state["seconds"] / 60
+    return f"step {state['step']} of {state['steps']}, {million:.2f} M tokens, {minutes:.1f} min"
+
+
+def status(run: Path) -> None:
+    state = torch.load(run / "checkpoint.pt", weights_only=False)
+    print(progress(state))
+    for step, accuracies in state["evals"]:
+        print(step, ", ".join(f"{task} {value:.2f}" for task, value in accuracies.items()))
+
+
+def checkpoint_config(config: dict[str, Any], e: Encoder, name: str) -> dict[str, Any]:
+    """`config.json` in the released layout, special ids by their strings."""
+    ids = {s: e.sp.piece_to_id(s) for s in corpus.SPECIAL_TOKENS}
+    stops = [ids["<eos>"], ids["<turn|>"]]
+    text = config | {"pad_token_id": ids["<pad>"], "bos_token_id": ids["<bos>"], "eos_token_id": stops}
+    return {
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "model_type": "gemma4",
+        "dtype": "bfloat16",
+        "tie_word_embeddings": True,
+        "boi_token_id": ids["<|image>"],
+        "eoi_token_id": ids["<image|>"],
+        "image_token_id": ids["<|image|>"],
+        "boa_token_id": ids["<|audio>"],
+        "eoa_token_id": ids["<audio|>"],
+        "audio_token_id": ids["<|audio|>"],
+        "video_token_id": ids["<|video|>"],
+        "pad_token_id": ids["<pad>"],
+        "bos_token_id": ids["<bos>"],
+        "eos_token_id": stops,
+        "text_config": text,
+        "vision_config": None,
+        "audio_config": None,
+        "gemmantle": {
+            "name": name,
+            "description": f"{corpus.DESCRIPTION} trained on synthetic conversations; not a Gemma 4 release",
+            "series": template(config),
+        },
+    }
+
+
+def framework_model(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """transformers' own model in f32 with these weights; embedding scales rounded to bf16, as in the release."""
+    import transformers
+
+    fields = {k: v for k, v in config.items() if k not in ("model_type", "dtype")}
+    text = transformers.Gemma4TextConfig(**fields)
+    text._attn_implementation = "eager"
+    text._experts_implementation = "eager"
+    model = transformers.Gemma4ForCausalLM(text).float()
+    missing, extra = model.load_state_dict({f"model.{k}": v.float() for k, v in weights.items()}, strict=False)
+    if extra or set(missing) - {"lm_head.weight"}:
+        raise SystemExit(f"transformers: missing {missing}, not known {extra}; the names of the two models differ")
+    model.tie_weights()
+    for module in model.modules():
+        if hasattr(module, "embed_scale"):
+            module.embed_scale = module.embed_scale.to(torch.bfloat16).float()
+    return model.eval()
+
+
+def greedy_ids(model: Any, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def export(run: Path, folder: Path, golden: Path | None) -> None:
+    """Writes the checkpoint folder; refuses when transformers computes other logits from it."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    state = torch.load(run / "checkpoint.pt", weights_only=False)
+    config, e = state["config"], Encoder(run / "tokenizer.model")
+    model = Nano(config)
+    model.load_state_dict(state["model"])
+    model.load_state_dict({k: v.bfloat16().float() for k, v in model.state_dict().items()})
+    weights = {n.replace("/", "."): p.detach().bfloat16().contiguous() for n, p in model.table.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {f"model.language_model.{n}": w for n, w in weights.items()}
+    save_file(named, folder / "model.safetensors", {"format": "pt"})
+    (folder / "tokenizer.model").write_bytes((run / "tokenizer.model").read_bytes())
+    whole = checkpoint_config(config, e, folder.name)
+    generation = {
+        "bos_token_id": whole["bos_token_id"],
+        "pad_token_id": whole["pad_token_id"],
+        "eos_token_id": [*whole["eos_token_id"], e.sp.piece_to_id("<|tool_response>")],
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_k": 64,
+        "top_p": 0.95,
+    }
+    for name, content in (("config.json", whole), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+    framework = framework_model(config, weights)
+    worst = 0.0
+    for task in corpus.EVAL_TASKS:
+        item = corpus.eval_items(task, 1)[0]
+        prompt, answer = corpus.prompt_and_answer(item.conversation, template(config), with_call=task == "result")
+        x = e.encode(prompt) + e.encode(answer)
+        few = make_batch([(x, [False] + [True] * (len(x) - 1))])
+        with torch.no_grad():
+            theirs = framework(input_ids=torch.tensor([x]), use_cache=False).logits[0]
+            worst = max(worst, float((model(few) - theirs[:-1]).abs().max()))
+    print(f"{folder}: step {state['step']}, {sum(f.stat().st_size for f in folder.iterdir())} bytes, "
+          f"largest difference from transformers {worst:.1e}")  # fmt: skip
+    if worst > 2e-3:
+        raise SystemExit("the training model and transformers disagree; do not use this export")
+    if golden is not None:
+        item = corpus.eval_items("result", 1)[0]
+        ids = e.encode(corpus.prompt_and_answer(item.conversation, template(config), with_call=True)[0])
+        with torch.no_grad():
+            logits = framework(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
+        golden.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            golden,
+            ids=np.array(ids, np.int32),
+            logits=logits.astype(np.float32),
+            greedy=np.array(greedy_ids(framework, ids, 64), np.int32),
+        )
 
 
 def main() -> None:
@@ -632,10 +782,20 @@ def main() -> None:
     t.add_argument("--eval-every", type=int, default=500)
     t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
     t.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 products, f32 elsewhere")
+    a = commands.add_parser("status")
+    a.add_argument("run", type=Path)
+    x = commands.add_parser("export")
+    x.add_argument("run", type=Path)
+    x.add_argument("folder", type=Path)
+    x.add_argument("--golden", type=Path, help="also write ids, f32 logits and a greedy continuation, as .npz")
     arguments = parser.parse_args()
     if arguments.command == "train":
         train(arguments)
+    elif arguments.command == "status":
+        status(arguments.run)
+    else:
+        export(arguments.run, arguments.folder, arguments.golden)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -153,7 +153,8 @@ py::array_t<float> logits_of(PyEngine& engine, const py::array& ids, const std::
                              bool last_only) {
   std::vector<int32_t> tokens = to_ids(ids, "ids");
   if (chunks && chunks->empty()) {
-    throw Error(ErrorCode::invalid_argument, "chunks is empty: leave it out, or give sizes that sum up to the ids", "chunks");
+    throw Error(ErrorCode::invalid_argument, "chunks is empty: leave it out, or give sizes that sum up to the ids",
+                "chunks");
   }
   LogitsRequest request = [&] {
     const py::gil_scoped_release unlocked;
@@ -192,19 +193,20 @@ py::dict stats_of(const EngineStats& stats) {
 
 void bind_params(py::module_& m) {
   py::class_<SamplingParams>(m, "SamplingParams", "How a reply is sampled and where it ends.")
-      .def(py::init(&make_params), py::kw_only(), py::arg("max_tokens") = -1, py::arg("temperature") = 1.0,
-           py::arg("top_p") = 1.0, py::arg("top_k") = 0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
-           py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(),
-           py::arg("seed") = 0, py::arg("choice") = 0, py::arg("stop") = py::list(),
-           py::arg("stop_token_ids") = py::list(), py::arg("ignore_eos") = false, py::arg("min_tokens") = 0,
-           py::arg("logprobs") = -1, py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(),
-           py::arg("include_stop") = false, py::arg("channels") = false, py::arg("start_in_thought") = false,
-           py::arg("single_call") = false,
-           "max_tokens: -1 up to the context, 0 prompt work only. temperature 0: arg-max, ties to the lowest id.\n"
-           "Order: logit bias and penalties, suppressed ids, temperature, top_k, top_p, min_p, draw by (seed, choice,\n"
-           "position). logprobs, prompt_logprobs: -1 off, else 0 to 20 alternatives. channels: follow the control ids;\n"
-           "otherwise every token is content. single_call: end after the first complete tool call.\n\n"
-           "Raises RequestError with the field as param.");
+      .def(
+          py::init(&make_params), py::kw_only(), py::arg("max_tokens") = -1, py::arg("temperature") = 1.0,
+          py::arg("top_p") = 1.0, py::arg("top_k") = 0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
+          py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(),
+          py::arg("seed") = 0, py::arg("choice") = 0, py::arg("stop") = py::list(),
+          py::arg("stop_token_ids") = py::list(), py::arg("ignore_eos") = false, py::arg("min_tokens") = 0,
+          py::arg("logprobs") = -1, py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(),
+          py::arg("include_stop") = false, py::arg("channels") = false, py::arg("start_in_thought") = false,
+          py::arg("single_call") = false,
+          "max_tokens: -1 up to the context, 0 prompt work only. temperature 0: arg-max, ties to the lowest id.\n"
+          "Order: logit bias and penalties, suppressed ids, temperature, top_k, top_p, min_p, draw by (seed, choice,\n"
+          "position). logprobs, prompt_logprobs: -1 off, else 0 to 20 alternatives. channels: follow the control ids;\n"
+          "otherwise every token is content. single_call: end after the first complete tool call.\n\n"
+          "Raises RequestError with the field as param.");
 }
 
 void bind_deltas(py::module_& m) {
@@ -254,8 +256,14 @@ void bind_engine(py::module_& m) {
       .def(py::init([](const PyModel& model, const PyVocabulary* vocabulary, const std::vector<long long>& eos_ids,
                        int64_t max_context, int64_t max_sequences, int64_t max_queue, int64_t max_rows,
                        int64_t block_size, int64_t kv_bytes, bool deterministic) {
-             const EngineOptions options{to_ids(eos_ids, "eos_ids"), max_context, max_sequences, max_queue, max_rows,
-                                         block_size, kv_bytes, deterministic};
+             const EngineOptions options{to_ids(eos_ids, "eos_ids"),
+                                         max_context,
+                                         max_sequences,
+                                         max_queue,
+                                         max_rows,
+                                         block_size,
+                                         kv_bytes,
+                                         deterministic};
              std::shared_ptr<Model> shared = model.get();
              std::shared_ptr<const Vocabulary> words = vocabulary != nullptr ? vocabulary->words : nullptr;
              const py::gil_scoped_release unlocked;

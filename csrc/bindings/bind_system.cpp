@@ -6,7 +6,8 @@
 namespace gemmantle::bindings {
 
 void bind_system(py::module_& m) {
-  m.def("version", [] { return std::string(GEMMANTLE_VERSION); }, "Version of the native core.");
+  m.def(
+      "version", [] { return std::string(GEMMANTLE_VERSION); }, "Version of the native core.");
 
   m.def(
       "devices",

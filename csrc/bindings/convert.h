@@ -76,8 +76,8 @@ inline py::array_t<float> to_matrix(std::shared_ptr<float[]> values, int64_t row
   return py::array_t<float>({rows, cols}, data, capsule);
 }
 
-// What `wait(seconds)` gives within `timeout` seconds: asked again until its result is true. Raises KeyboardInterrupt in
-// the main thread.
+// What `wait(seconds)` gives within `timeout` seconds: asked again until its result is true. Raises KeyboardInterrupt
+// in the main thread.
 template <class Wait>
 auto wait_interruptibly(std::optional<double> timeout, Wait&& wait) {
   constexpr double kSlice = 0.05;

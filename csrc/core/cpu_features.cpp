@@ -90,8 +90,8 @@ int cgroup_cpus(const std::string& membership_file, const std::string& cgroup_fs
         limit = smaller_limit(limit, whole_cpus(quota, period));
       } else {
         const std::string folder = cgroup_fs + "/cpu" + path;
-        limit = smaller_limit(limit, whole_cpus(first_line(folder + "/cpu.cfs_quota_us"),
-                                                first_line(folder + "/cpu.cfs_period_us")));
+        limit = smaller_limit(
+            limit, whole_cpus(first_line(folder + "/cpu.cfs_quota_us"), first_line(folder + "/cpu.cfs_period_us")));
       }
       if (path.find('/') == std::string::npos) break;
     }

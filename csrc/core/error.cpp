@@ -21,8 +21,8 @@ const char* name(ErrorCode code) noexcept {
 }
 
 void throw_check_failed(const char* expression, const char* file, int line, const std::string& detail) {
-  throw Error(ErrorCode::internal, str("internal check failed: ", expression, " at ", file, ":", line,
-                                       detail.empty() ? "" : ": ", detail));
+  throw Error(ErrorCode::internal,
+              str("internal check failed: ", expression, " at ", file, ":", line, detail.empty() ? "" : ": ", detail));
 }
 
 }  // namespace gemmantle

@@ -59,7 +59,8 @@ std::string str(const Parts&... parts) {
 
 }  // namespace gemmantle
 
-// A broken invariant of our own code: throws ErrorCode::internal with the expression. Extra arguments are joined by str().
+// A broken invariant of our own code: throws ErrorCode::internal with the expression. Extra arguments are joined by
+// str().
 #define GEMMANTLE_CHECK(condition, ...)                                                               \
   do {                                                                                                \
     if (!(condition)) [[unlikely]] {                                                                  \

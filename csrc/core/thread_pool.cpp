@@ -23,6 +23,25 @@ void pause() noexcept {
 thread_local const ThreadPool* current_pool = nullptr;
 thread_local int current_worker = 0;
 
+// The caller of a loop is worker 0 of its pool while it takes part.
+class AsWorkerZero {
+ public:
+  explicit AsWorkerZero(const ThreadPool* pool) : pool_(current_pool), worker_(current_worker) {
+    current_pool = pool;
+    current_worker = 0;
+  }
+  ~AsWorkerZero() {
+    current_pool = pool_;
+    current_worker = worker_;
+  }
+  AsWorkerZero(const AsWorkerZero&) = delete;
+  AsWorkerZero& operator=(const AsWorkerZero&) = delete;
+
+ private:
+  const ThreadPool* pool_;
+  int worker_;
+};
+
 }  // namespace
 
 ThreadPool::ThreadPool(int threads) {
@@ -34,7 +53,8 @@ ThreadPool::ThreadPool(int threads) {
     const size_t started = workers_.size() + 1;
     stop();
     throw Error(ErrorCode::out_of_memory,
-                str("the system gave ", started, " of ", threads, " threads (", e.what(), "); ask for fewer"), "threads");
+                str("the system gave ", started, " of ", threads, " threads (", e.what(), "); ask for fewer"),
+                "threads");
   }
 }
 
@@ -50,15 +70,17 @@ void ThreadPool::stop() noexcept {
 
 void ThreadPool::run(int64_t chunks, Function function, void* context) {
   if (chunks <= 0) return;
-  if (current_pool == this || workers_.empty() || chunks == 1) {
-    const int worker = current_pool == this ? current_worker : 0;
-    std::unique_lock<std::mutex> lock(caller_mutex_, std::defer_lock);
-    if (current_pool != this) lock.lock();
-    for (int64_t i = 0; i < chunks; ++i) function(context, i, worker);
+  if (current_pool == this) {
+    for (int64_t i = 0; i < chunks; ++i) function(context, i, current_worker);
     return;
   }
   GEMMANTLE_CHECK(chunks <= static_cast<int64_t>(kCountMask), chunks, " chunks");
   const std::lock_guard<std::mutex> lock(caller_mutex_);
+  const AsWorkerZero role(this);
+  if (workers_.empty() || chunks == 1) {
+    for (int64_t i = 0; i < chunks; ++i) function(context, i, 0);
+    return;
+  }
   function_ = function;
   context_ = context;
   chunks_ = chunks;
@@ -68,14 +90,7 @@ void ThreadPool::run(int64_t chunks, Function function, void* context) {
   wake_.fetch_add(1, std::memory_order_acq_rel);
   wake_.notify_all();
 
-  const ThreadPool* outer_pool = current_pool;
-  const int outer_worker = current_worker;
-  current_pool = this;
-  current_worker = 0;
   take_chunks(0);
-  current_pool = outer_pool;
-  current_worker = outer_worker;
-
   for (int spin = 0; spin < kSpins && unfinished_.load(std::memory_order_acquire) != 0; ++spin) pause();
   for (int64_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) {
     unfinished_.wait(left, std::memory_order_acquire);

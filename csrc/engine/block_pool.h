@@ -16,8 +16,8 @@ class BlockPool {
   int64_t total() const { return static_cast<int64_t>(counts_.size()); }
   int64_t available() const { return static_cast<int64_t>(free_.size()); }
 
-  int32_t take();              // a block held once; -1 when none is free
-  void share(int32_t block);   // one more holder
+  int32_t take();             // a block held once; -1 when none is free
+  void share(int32_t block);  // one more holder
   void give_back(int32_t block);
 
  private:

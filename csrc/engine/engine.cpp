@@ -108,9 +108,10 @@ LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t
   int64_t sum = 0;
   for (const int64_t rows : chunks) {
     if (rows < 1 || rows > n - sum) {
-      throw Error(ErrorCode::invalid_argument,
-                  str("a chunk of ", rows, " rows after ", sum, " of ", n, " ids; chunks are positive and sum up to the ids"),
-                  "chunks");
+      throw Error(
+          ErrorCode::invalid_argument,
+          str("a chunk of ", rows, " rows after ", sum, " of ", n, " ids; chunks are positive and sum up to the ids"),
+          "chunks");
     }
     chunk_ends.push_back(sum += rows);
   }

@@ -10,8 +10,9 @@ namespace gemmantle {
 
 inline void refuse_in_child(pid_t owner) {
   if (::getpid() == owner) return;
-  throw Error(ErrorCode::forked, str("this engine was loaded in process ", owner, " and cannot be used in its forked child ",
-                                     ::getpid(), ": start workers with the 'spawn' method, or load the model in the child"));
+  throw Error(ErrorCode::forked,
+              str("this engine was loaded in process ", owner, " and cannot be used in its forked child ", ::getpid(),
+                  ": start workers with the 'spawn' method, or load the model in the child"));
 }
 
 }  // namespace gemmantle

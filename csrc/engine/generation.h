@@ -110,7 +110,7 @@ class Generation {
 
   // An eventfd that is readable while something waits; made on the first call, owned by the generation.
   int fileno();
-  void cancel();  // idempotent, takes no lock; works at the next step
+  void cancel();                           // idempotent, takes no lock; works at the next step
   PromptLogprobs prompt_logprobs() const;  // empty until the end
 
  private:

@@ -110,9 +110,9 @@ EngineLimits derive_limits(const EngineOptions& options, const ModelConfig& conf
     limits.max_context = longest;
   }
 
-  const double sequences = std::min(static_cast<double>(s.max_sequences),
-                                    static_cast<double>(budget) / static_cast<double>(std::max<int64_t>(
-                                                                      1, demand.bytes(limits.max_context))));
+  const double sequences = std::min(
+      static_cast<double>(s.max_sequences),
+      static_cast<double>(budget) / static_cast<double>(std::max<int64_t>(1, demand.bytes(limits.max_context))));
   for (int g = 0; g < kKvGroups; ++g) {
     const int64_t one = demand.blocks(g, limits.max_context);
     const auto all = static_cast<int64_t>(static_cast<double>(one) * sequences);

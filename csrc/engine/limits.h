@@ -12,13 +12,13 @@ namespace gemmantle {
 
 struct EngineOptions {
   std::vector<int32_t> eos_ids = {};  // ids that end an output
-  int64_t max_context = 0;       // prompt and output of a sequence; 0: the model's, or what memory allows
-  int64_t max_sequences = 16;    // that run at the same time
-  int64_t max_queue = 1024;      // that wait
-  int64_t max_rows = 512;        // of a step
-  int64_t block_size = 16;       // positions of a KV block
-  int64_t kv_bytes = 0;          // of the KV cache; 0: max_sequences of max_context, at most half of the free memory
-  bool deterministic = false;    // the same bits alone and in a batch: always so on the CPU
+  int64_t max_context = 0;            // prompt and output of a sequence; 0: the model's, or what memory allows
+  int64_t max_sequences = 16;         // that run at the same time
+  int64_t max_queue = 1024;           // that wait
+  int64_t max_rows = 512;             // of a step
+  int64_t block_size = 16;            // positions of a KV block
+  int64_t kv_bytes = 0;        // of the KV cache; 0: max_sequences of max_context, at most half of the free memory
+  bool deterministic = false;  // the same bits alone and in a batch: always so on the CPU
 };
 
 struct EngineLimits {

@@ -41,8 +41,7 @@ const std::vector<ScheduledRows>& Scheduler::plan() {
 
 int64_t Scheduler::prefill_rows(const Sequence& sequence) const {
   int64_t rows = sequence.pending();
-  const auto next =
-      std::upper_bound(sequence.chunk_ends.begin(), sequence.chunk_ends.end(), sequence.computed);
+  const auto next = std::upper_bound(sequence.chunk_ends.begin(), sequence.chunk_ends.end(), sequence.computed);
   if (next != sequence.chunk_ends.end()) return std::min(rows, *next - sequence.computed);
   rows = std::min(rows, rows_left_);
   return sequence.wants_all() ? std::min(rows, logit_rows_left_) : rows;

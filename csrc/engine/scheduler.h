@@ -22,7 +22,7 @@ struct SchedulerLimits {
   int64_t max_logit_rows = 512;  // of a step, for sequences that want all of them
   int64_t max_sequences = 16;
   int64_t block_size = 16;
-  int64_t window = 0;                      // of the sliding group
+  int64_t window = 0;                       // of the sliding group
   std::array<int64_t, kKvGroups> blocks{};  // of each group; 0: no layer uses the group
 };
 
@@ -48,7 +48,8 @@ class Scheduler {
   const BlockPool& pool(int group) const { return pools_[static_cast<size_t>(group)]; }
   std::vector<Sequence*> sequences() const;
 
-  // Blocks of a group that one sequence of `tokens` needs at the same time when it runs in chunks of up to `chunk` rows.
+  // Blocks of a group that one sequence of `tokens` needs at the same time when it runs in chunks of up to `chunk`
+  // rows.
   static int64_t blocks_needed(const SchedulerLimits& limits, int group, int64_t tokens, int64_t chunk);
 
  private:

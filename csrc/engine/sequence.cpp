@@ -6,7 +6,9 @@
 namespace gemmantle {
 namespace {
 
-bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool contains(const std::vector<int32_t>& ids, int32_t id) {
+  return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 std::vector<std::pair<int32_t, float>> top_of(const SampledToken& token) {
   std::vector<std::pair<int32_t, float>> top;

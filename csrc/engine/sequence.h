@@ -78,8 +78,8 @@ class Sequence {
   std::vector<int32_t> tokens_;  // prompt, then output
   int64_t prompt_size_;
   SamplingParams params_;
-  int64_t limit_;  // most tokens of output
-  std::vector<int32_t> eos_;  // empty with ignore_eos
+  int64_t limit_;                               // most tokens of output
+  std::vector<int32_t> eos_;                    // empty with ignore_eos
   std::vector<int32_t> banned_, banned_early_;  // the latter while the output is shorter than min_tokens
   std::vector<TokenBias> bias_;
   std::vector<TokenCount> seen_;  // kept where a penalty needs it

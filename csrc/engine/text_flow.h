@@ -1,7 +1,7 @@
 // text_flow.h: sampled ids to text: channels, whole UTF-8, stop strings, in this order.
 //
-// Stop strings are looked for in content only (prompting 8.3). Bytes of an unfinished character and text that may become
-// a stop string are held back until they are decided or the channel changes.
+// Stop strings are looked for in content only (prompting 8.3). Bytes of an unfinished character and text that may
+// become a stop string are held back until they are decided or the channel changes.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ class TextFlow {
   Detokenizer detokenizer_;
   StopMatcher stops_;
   Channel last_ = Channel::content;  // of the text in detokenizer_
-  bool match_ = true;  // of the last feed
+  bool match_ = true;                // of the last feed
   bool include_stop_;
   bool single_call_;
 };

@@ -53,8 +53,8 @@ void Activations::reserve(int64_t rows, int64_t logit_rows, Backend& backend) {
 void Activations::begin(int64_t rows) {
   int64_t used = 0;
   cut(rows_, logit_rows_, buffer_.data, used);
-  for (Tensor* t : {&x, &normed, &y, &q, &k, &v, &attended, &ffn, &per_layer, &context, &gate, &router, &routing.experts,
-                    &routing.weights}) {
+  for (Tensor* t : {&x, &normed, &y, &q, &k, &v, &attended, &ffn, &per_layer, &context, &gate, &router,
+                    &routing.experts, &routing.weights}) {
     t->rows = rows;
   }
   branch.rows = config_.has_moe() ? rows : 0;

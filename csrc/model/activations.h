@@ -21,20 +21,20 @@ class Activations {
   // The same buffers for the rows that go on, `x` and `per_layer` at their second places.
   void begin_tail(int64_t rows);
 
-  Tensor x;          // [rows, hidden] the residual stream
-  Tensor normed;     // [rows, hidden] x after the norm of the sub-layer at hand
-  Tensor y;          // [rows, hidden] what a sub-layer gives back
-  Tensor branch;     // [rows, hidden] the routed branch of a mixture
-  Tensor q, k, v;    // [rows, heads * dim] widest layer; cut with columns()
-  Tensor attended;   // [rows, query heads * dim]
-  Tensor ffn;        // [rows, 2 * widest MLP]
-  Tensor per_layer;  // [rows, layers * per_layer]
-  Tensor context;    // [rows, layers * per_layer] scratch of the per-layer inputs
-  Tensor gate;       // [rows, per_layer]
-  Tensor router;     // [rows, experts]
-  Routing routing;   // [rows, experts used]
+  Tensor x;               // [rows, hidden] the residual stream
+  Tensor normed;          // [rows, hidden] x after the norm of the sub-layer at hand
+  Tensor y;               // [rows, hidden] what a sub-layer gives back
+  Tensor branch;          // [rows, hidden] the routed branch of a mixture
+  Tensor q, k, v;         // [rows, heads * dim] widest layer; cut with columns()
+  Tensor attended;        // [rows, query heads * dim]
+  Tensor ffn;             // [rows, 2 * widest MLP]
+  Tensor per_layer;       // [rows, layers * per_layer]
+  Tensor context;         // [rows, layers * per_layer] scratch of the per-layer inputs
+  Tensor gate;            // [rows, per_layer]
+  Tensor router;          // [rows, experts]
+  Routing routing;        // [rows, experts used]
   Tensor expert_scratch;  // [rows * experts used, 3 * expert width]
-  Tensor logits;     // [logit rows, vocab]
+  Tensor logits;          // [logit rows, vocab]
 
   Tensor x_tail, per_layer_tail;  // where copy_rows puts the rows that go on
 

@@ -6,6 +6,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
+#include "core/bytes.h"
 #include "core/error.h"
 
 namespace gemmantle {
@@ -18,6 +19,8 @@ constexpr int64_t kMaxVocab = 1 << 24;
 constexpr int64_t kMaxWidth = 1 << 20;
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxContext = int64_t{1} << 31;
+
+constexpr size_t kShown = 100;  // bytes of a wrong value that a message repeats
 
 float round_to_bf16(float value) {
   uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -65,19 +68,19 @@ class Reader {
   double real(const char* key, double low, double high, double absent) const {
     const Json* v = find(key);
     if (v == nullptr) return absent;
-    if (!v->is_number()) bad(where_, key, v->dump(), "a number");
+    if (!v->is_number()) bad(where_, key, quote(v->dump(), kShown), "a number");
     return checked_real(where_, key, v->get<double>(), low, high);
   }
   bool boolean(const char* key, bool absent) const {
     const Json* v = find(key);
     if (v == nullptr) return absent;
-    if (!v->is_boolean()) bad(where_, key, v->dump(), "true or false");
+    if (!v->is_boolean()) bad(where_, key, quote(v->dump(), kShown), "true or false");
     return v->get<bool>();
   }
   std::string string(const char* key, const std::string& absent) const {
     const Json* v = find(key);
     if (v == nullptr) return absent;
-    if (!v->is_string()) bad(where_, key, v->dump(), "a string");
+    if (!v->is_string()) bad(where_, key, quote(v->dump(), kShown), "a string");
     return v->get<std::string>();
   }
   Reader object(const char* key) const {
@@ -86,8 +89,10 @@ class Reader {
     return Reader(where_ + " '" + key + "'", v == nullptr ? empty : *v);
   }
   int64_t to_integer(const std::string& key, const Json& v, int64_t low, int64_t high) const {
-    if (!v.is_number_integer()) bad(where_, key, v.dump(), "an integer");
-    if (v.is_number_unsigned() && v.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) bad(where_, key, v.dump(), str(low, " to ", high));
+    if (!v.is_number_integer()) bad(where_, key, quote(v.dump(), kShown), "an integer");
+    if (v.is_number_unsigned() && v.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+      bad(where_, key, v.dump(), str(low, " to ", high));
+    }
     return checked(where_, key, v.get<int64_t>(), low, high);
   }
   const std::string& where() const { return where_; }
@@ -111,11 +116,11 @@ std::vector<bool> read_pattern(const Reader& c, int64_t layers, int64_t absent_p
     }
     for (size_t i = 0; i < sliding.size(); ++i) {
       const Json& t = (*types)[i];
-      const std::string value = t.is_string() ? t.get<std::string>() : t.dump();
-      if (value != "sliding_attention" && value != "full_attention") {
-        bad(c.where(), str("layer_types[", i, "]"), value, "sliding_attention or full_attention");
+      const bool is_sliding = t == "sliding_attention";
+      if (!is_sliding && t != "full_attention") {
+        bad(c.where(), str("layer_types[", i, "]"), quote(t.dump(), kShown), "sliding_attention or full_attention");
       }
-      sliding[i] = value == "sliding_attention";
+      sliding[i] = is_sliding;
     }
     return sliding;
   }
@@ -132,7 +137,7 @@ void read_rope(const Reader& c, LayerSpec& spec, bool gemma4) {
   if (c.has("rope_parameters")) {
     const std::string type = p.string("rope_type", gemma4 && !spec.sliding ? "proportional" : "default");
     refuse(type != "default" && type != "proportional" && type != "linear", p.where(),
-           "rope_type '" + type + "' is not one this decoder knows (default, proportional, linear)");
+           "rope_type " + quote(type, kShown) + " is not one this decoder knows (default, proportional, linear)");
     spec.rope_theta = p.real("rope_theta", 1, 1e12, spec.rope_theta);
     spec.rope_fraction = type == "proportional" ? p.real("partial_rotary_factor", 0, 1, 1.0) : 1.0;
     spec.rope_divisor = type == "linear" ? p.real("factor", 1e-3, 1e6, 1.0) : 1.0;
@@ -145,7 +150,7 @@ void read_rope(const Reader& c, LayerSpec& spec, bool gemma4) {
     spec.rope_theta = c.real("rope_theta", 1, 1e12, 1e6);
     const Reader scaling = c.object("rope_scaling");
     const std::string type = scaling.string("rope_type", scaling.string("type", "default"));
-    refuse(type != "default" && type != "linear", scaling.where(), "type '" + type + "' is not supported");
+    refuse(type != "default" && type != "linear", scaling.where(), "type " + quote(type, kShown) + " is not supported");
     if (type == "linear") spec.rope_divisor = scaling.real("factor", 1e-3, 1e6, 1.0);
   }
 }
@@ -164,8 +169,8 @@ void link_kv(ModelConfig& config, const std::string& where) {
     }
     const LayerSpec& owner = config.layers[static_cast<size_t>(source)];
     if (owner.heads.kv != spec.heads.kv || owner.heads.dim != spec.heads.dim) {
-      bad(where, str("layer ", i), "a layer that shares KV but has other KV heads or another head width than its source",
-          "equal ones");
+      bad(where, str("layer ", i),
+          "a layer that shares KV but has other KV heads or another head width than its source", "equal ones");
     }
     spec.kv_source = source;
   }
@@ -175,7 +180,8 @@ void finish(ModelConfig& config, const std::string& where) {
   for (size_t i = 0; i < config.layers.size(); ++i) {
     const HeadLayout& h = config.layers[i].heads;
     if (h.query % h.kv != 0) {
-      bad(where, str("layer ", i), str(h.query, " query heads over ", h.kv, " KV heads"), "a whole number of query heads each");
+      bad(where, str("layer ", i), str(h.query, " query heads over ", h.kv, " KV heads"),
+          "a whole number of query heads each");
     }
     if (h.dim % 2 != 0) bad(where, str("layer ", i, " head width"), std::to_string(h.dim), "an even number");
   }
@@ -195,14 +201,16 @@ ModelConfig from_json(const Checkpoint& checkpoint) {
   ModelConfig config;
   config.model_type = c.string("model_type", outer.string("model_type", ""));
   const bool gemma4 = config.model_type.starts_with("gemma4");
-  refuse(!gemma4 && !config.model_type.starts_with("gemma3"), where,
-         "model_type '" + config.model_type + "' is not one this engine runs; it runs gemma4* and gemma3*");
+  refuse(
+      !gemma4 && !config.model_type.starts_with("gemma3"), where,
+      "model_type " + quote(config.model_type, kShown) + " is not one this engine runs; it runs gemma4* and gemma3*");
   refuse(config.model_type.find("assistant") != std::string::npos, where,
          "this is a drafter, which cannot run alone; load the model it belongs to");
   config.family = gemma4 ? Family::gemma4 : Family::gemma3;
   config.norm_adds_one = !gemma4;
   const Json* note = outer.find("gemmantle");
-  if (note != nullptr && note->is_object()) config.description = Reader(where + " 'gemmantle'", *note).string("description", "");
+  if (note != nullptr && note->is_object())
+    config.description = Reader(where + " 'gemmantle'", *note).string("description", "");
 
   const int64_t layers = c.integer("num_hidden_layers", 1, kMaxLayers);
   config.vocab = c.integer("vocab_size", 1, kMaxVocab, 262144);
@@ -218,12 +226,13 @@ ModelConfig from_json(const Checkpoint& checkpoint) {
     config.expert_ffn = c.integer("moe_intermediate_size", 1, kMaxWidth);
   }
   const std::string activation = c.string("hidden_activation", c.string("hidden_act", "gelu_pytorch_tanh"));
-  refuse(activation != "gelu_pytorch_tanh", where, "hidden_activation '" + activation + "' is not gelu_pytorch_tanh");
+  refuse(activation != "gelu_pytorch_tanh", where,
+         "hidden_activation " + quote(activation, kShown) + " is not gelu_pytorch_tanh");
   refuse(c.boolean("attention_bias", false), where, "attention_bias is true; released models have no bias");
   refuse(c.has("attn_logit_softcapping"), where, "attn_logit_softcapping is set; released models have none");
   if (const Json* two_way = c.find("use_bidirectional_attention")) {
     refuse(*two_way != "vision" && *two_way != false, where,
-           "use_bidirectional_attention is " + two_way->dump() + "; this decoder is causal over text");
+           "use_bidirectional_attention is " + quote(two_way->dump(), kShown) + "; this decoder is causal over text");
   }
   if (!gemma4) {
     config.attention_scale = static_cast<float>(1.0 / std::sqrt(c.real("query_pre_attn_scalar", 1e-6, 1e9, 256)));
@@ -300,7 +309,8 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
   const std::string& where = checkpoint.path();
   const std::string architecture(checkpoint.metadata().get_string("general.architecture", ""));
   refuse(architecture != "gemma4" && architecture != "gemma3", where,
-         "general.architecture '" + architecture + "' is not one this engine runs; it runs gemma4 and gemma3");
+         "general.architecture " + quote(architecture, kShown) +
+             " is not one this engine runs; it runs gemma4 and gemma3");
   const bool gemma4 = architecture == "gemma4";
   const GgufReader c(checkpoint, architecture + ".");
 
@@ -335,7 +345,8 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
   const int64_t dim_swa = c.integer("attention.key_length_swa", 2, 65536, gemma4 ? dim / 2 : dim);
   if (!gemma4) {
     // The 62-layer model alone scales by its width over its heads: architecture 6.4.
-    const double scaled = layers == 62 ? static_cast<double>(config.hidden) / static_cast<double>(heads[0]) : static_cast<double>(dim);
+    const double scaled =
+        layers == 62 ? static_cast<double>(config.hidden) / static_cast<double>(heads[0]) : static_cast<double>(dim);
     config.attention_scale = static_cast<float>(1.0 / std::sqrt(scaled));
   }
 
@@ -357,10 +368,12 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
     size_t turning = 0;
     while (turning < values.size() && values[turning] == 1.0f) ++turning;
     for (size_t i = turning; i < values.size(); ++i) {
-      if (!(values[i] >= 1e20f)) bad(where, str("rope_freqs.weight[", i, "]"), std::to_string(values[i]), "1 for pairs that turn, then 1e30");
+      if (!(values[i] >= 1e20f))
+        bad(where, str("rope_freqs.weight[", i, "]"), std::to_string(values[i]), "1 for pairs that turn, then 1e30");
     }
     if (static_cast<int64_t>(values.size()) != dim / 2) {
-      bad(where, "rope_freqs.weight", str(values.size(), " values"), str(dim / 2, ", half the head width of full layers"));
+      bad(where, "rope_freqs.weight", str(values.size(), " values"),
+          str(dim / 2, ", half the head width of full layers"));
     }
     fraction = static_cast<double>(turning) / static_cast<double>(values.size());
   }
@@ -377,7 +390,8 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
     const std::string value = str("blk.", i, ".attn_v.weight");
     spec.value_is_key = gemma4 && !spec.sliding && i < config.first_shared && checkpoint.find(value) == nullptr &&
                         checkpoint.unreadable(value) == nullptr;
-    spec.rope_theta = spec.sliding ? c.real("rope.freq_base_swa", 1, 1e12, 1e4) : c.real("rope.freq_base", 1, 1e12, 1e6);
+    spec.rope_theta =
+        spec.sliding ? c.real("rope.freq_base_swa", 1, 1e12, 1e4) : c.real("rope.freq_base", 1, 1e12, 1e6);
     spec.rope_fraction = spec.sliding ? 1.0 : fraction;
     if (!gemma4 && !spec.sliding) spec.rope_divisor = c.real("rope.scaling.factor", 1e-3, 1e6, 1.0);
     config.layers.push_back(spec);

@@ -38,9 +38,9 @@ struct ModelConfig {
   int64_t context = 0;  // positions the model was trained for
   int64_t window = 0;   // of the sliding layers
   float norm_eps = 1e-6f;
-  float final_softcap = 0;    // 0: none
+  float final_softcap = 0;  // 0: none
   float attention_scale = 1;
-  float embedding_scale = 1;  // sqrt(hidden) rounded to bf16, architecture 2.1
+  float embedding_scale = 1;   // sqrt(hidden) rounded to bf16, architecture 2.1
   bool norm_adds_one = false;  // the file stores w of x * (1 + w): Gemma 3 safetensors
   int64_t per_layer = 0;       // width of the per-layer input; 0: none
   float per_layer_scale = 1;   // sqrt(per_layer) rounded to bf16, architecture 2.2

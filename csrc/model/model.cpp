@@ -49,7 +49,8 @@ class TailBatch {
 void check_batch(const Batch& b, const ModelConfig& config) {
   const auto rows = static_cast<size_t>(b.rows());
   GEMMANTLE_CHECK(b.positions.size() == rows && b.sequence.size() == rows);
-  for (const Batch::Group& g : b.groups) GEMMANTLE_CHECK(g.slots.size() == rows && g.kv_begin.size() == rows && g.kv_end.size() == rows);
+  for (const Batch::Group& g : b.groups)
+    GEMMANTLE_CHECK(g.slots.size() == rows && g.kv_begin.size() == rows && g.kv_end.size() == rows);
   for (const int32_t id : b.ids) GEMMANTLE_CHECK(id >= 0 && id < config.vocab, "token id ", id, " of ", config.vocab);
 }
 
@@ -94,10 +95,12 @@ Tensor Model::forward(const Batch& batch, KvCache& kv) {
   check_batch(batch, p.config);
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
-  const int bad = p.backend->run([&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); });
+  const int bad =
+      p.backend->run([&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); });
   if (bad != Backend::kFinite) {
     const int layer = bad - 1;
-    const std::string found = p.weights->find_not_finite(layer);
+    std::string found = p.weights->find_not_finite(layer);
+    if (found.empty()) found = p.weights->find_not_finite(-1);  // the per-layer inputs enter at every layer
     const std::string where = layer < 0 ? "the embedding" : str("layer ", layer);
     throw Error(found.empty() ? ErrorCode::internal : ErrorCode::corrupt_file,
                 found.empty() ? str("the hidden state after ", where, " is not finite although its weights are")

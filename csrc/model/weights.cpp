@@ -67,45 +67,91 @@ const VectorRow kVectors[] = {
 
 const MatrixRow kMatrices[] = {
     {"self_attn.q_proj.weight", "attn_q.weight", &LayerWeights::q,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{s.heads.q_dim(), c.hidden}; }, always, kEvery},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{s.heads.q_dim(), c.hidden};
+     },
+     always, kEvery},
     {"self_attn.k_proj.weight", "attn_k.weight", &LayerWeights::k,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{s.heads.kv_dim(), c.hidden}; }, always, kOwner},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{s.heads.kv_dim(), c.hidden};
+     },
+     always, kOwner},
     {"self_attn.v_proj.weight", "attn_v.weight", &LayerWeights::v,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{s.heads.kv_dim(), c.hidden}; },
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{s.heads.kv_dim(), c.hidden};
+     },
      [](const ModelConfig&, const LayerSpec& s) { return !s.value_is_key; }, kOwner},
     {"self_attn.o_proj.weight", "attn_output.weight", &LayerWeights::o,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{c.hidden, s.heads.q_dim()}; }, always, kEvery},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{c.hidden, s.heads.q_dim()};
+     },
+     always, kEvery},
     {"mlp.gate_proj.weight", "ffn_gate.weight", &LayerWeights::gate,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{s.ffn, c.hidden}; }, always, kEvery},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{s.ffn, c.hidden};
+     },
+     always, kEvery},
     {"mlp.up_proj.weight", "ffn_up.weight", &LayerWeights::up,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{s.ffn, c.hidden}; }, always, kEvery},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{s.ffn, c.hidden};
+     },
+     always, kEvery},
     {"mlp.down_proj.weight", "ffn_down.weight", &LayerWeights::down,
-     [](const ModelConfig& c, const LayerSpec& s) { return Shape{c.hidden, s.ffn}; }, always, kEvery},
+     [](const ModelConfig& c, const LayerSpec& s) {
+       return Shape{c.hidden, s.ffn};
+     },
+     always, kEvery},
     {"per_layer_input_gate.weight", "inp_gate.weight", &LayerWeights::per_layer_gate,
-     [](const ModelConfig& c, const LayerSpec&) { return Shape{c.per_layer, c.hidden}; }, has_per_layer, kEvery},
+     [](const ModelConfig& c, const LayerSpec&) {
+       return Shape{c.per_layer, c.hidden};
+     },
+     has_per_layer, kEvery},
     {"per_layer_projection.weight", "proj.weight", &LayerWeights::per_layer_projection,
-     [](const ModelConfig& c, const LayerSpec&) { return Shape{c.hidden, c.per_layer}; }, has_per_layer, kEvery},
+     [](const ModelConfig& c, const LayerSpec&) {
+       return Shape{c.hidden, c.per_layer};
+     },
+     has_per_layer, kEvery},
     {"router.proj.weight", "ffn_gate_inp.weight", &LayerWeights::router,
-     [](const ModelConfig& c, const LayerSpec&) { return Shape{c.experts, c.hidden}; }, has_moe, kEvery},
+     [](const ModelConfig& c, const LayerSpec&) {
+       return Shape{c.experts, c.hidden};
+     },
+     has_moe, kEvery},
     {"experts.down_proj", "ffn_down_exps.weight", &LayerWeights::experts_down,
-     [](const ModelConfig& c, const LayerSpec&) { return Shape{c.experts, c.hidden, c.expert_ffn}; }, has_moe, kEvery},
+     [](const ModelConfig& c, const LayerSpec&) {
+       return Shape{c.experts, c.hidden, c.expert_ffn};
+     },
+     has_moe, kEvery},
 };
 
 // Gate and up projections of the experts come in one tensor or in two.
-constexpr MatrixRow kExpertsGateUp = {
-    "experts.gate_up_proj", "ffn_gate_up_exps.weight", &LayerWeights::experts_gate_up,
-    [](const ModelConfig& c, const LayerSpec&) { return Shape{c.experts, 2 * c.expert_ffn, c.hidden}; }, has_moe,
-    kEvery};
-constexpr MatrixRow kExpertsGate = {
-    "experts.gate_proj", "ffn_gate_exps.weight", &LayerWeights::experts_gate_up,
-    [](const ModelConfig& c, const LayerSpec&) { return Shape{c.experts, c.expert_ffn, c.hidden}; }, has_moe, kEvery};
-constexpr MatrixRow kExpertsUp = {
-    "experts.up_proj", "ffn_up_exps.weight", &LayerWeights::experts_up,
-    [](const ModelConfig& c, const LayerSpec&) { return Shape{c.experts, c.expert_ffn, c.hidden}; }, has_moe, kEvery};
+constexpr MatrixRow kExpertsGateUp = {"experts.gate_up_proj",
+                                      "ffn_gate_up_exps.weight",
+                                      &LayerWeights::experts_gate_up,
+                                      [](const ModelConfig& c, const LayerSpec&) {
+                                        return Shape{c.experts, 2 * c.expert_ffn, c.hidden};
+                                      },
+                                      has_moe,
+                                      kEvery};
+constexpr MatrixRow kExpertsGate = {"experts.gate_proj",
+                                    "ffn_gate_exps.weight",
+                                    &LayerWeights::experts_gate_up,
+                                    [](const ModelConfig& c, const LayerSpec&) {
+                                      return Shape{c.experts, c.expert_ffn, c.hidden};
+                                    },
+                                    has_moe,
+                                    kEvery};
+constexpr MatrixRow kExpertsUp = {"experts.up_proj",
+                                  "ffn_up_exps.weight",
+                                  &LayerWeights::experts_up,
+                                  [](const ModelConfig& c, const LayerSpec&) {
+                                    return Shape{c.experts, c.expert_ffn, c.hidden};
+                                  },
+                                  has_moe,
+                                  kEvery};
 
 // Tensors outside the decoder, read by nobody here: towers, projectors, and the mark of a quantisation's origin.
-constexpr const char* kSkippedPrefixes[] = {"vision_tower.", "audio_tower.",    "embed_vision.", "embed_audio.",
-                                            "vision_model.", "multi_modal_projector."};
+constexpr const char* kSkippedPrefixes[] = {"vision_tower.", "audio_tower.",  "embed_vision.",
+                                            "embed_audio.",  "vision_model.", "multi_modal_projector."};
 
 std::string words(const Shape& shape) {
   std::string out = "[";
@@ -127,15 +173,16 @@ class Binder {
     for (const char* outer : {"", "base_model.model."}) {
       for (const char* inner : {"model.language_model.", "language_model.model.", "model.", ""}) {
         const std::string prefix = std::string(outer) + inner;
-        if (checkpoint.find(prefix + "embed_tokens.weight") != nullptr) {
+        const std::string name = prefix + "embed_tokens.weight";
+        if (checkpoint.find(name) != nullptr || checkpoint.unreadable(name) != nullptr) {
           prefix_ = prefix;
-          outer_ = outer;
           return;
         }
       }
     }
     throw Error(ErrorCode::corrupt_file,
-                str(checkpoint.path(), ": no tensor 'embed_tokens.weight' under any known prefix (model.language_model., "
+                str(checkpoint.path(),
+                    ": no tensor 'embed_tokens.weight' under any known prefix (model.language_model., "
                     "language_model.model., model.): is this a whole checkpoint, not an adapter?"));
   }
 
@@ -162,8 +209,9 @@ class Binder {
     }
     // A scalar may be stored as [] or [1].
     if (t->shape != wanted && !(product(wanted) == 1 && t->elements() == 1)) {
-      throw Error(ErrorCode::corrupt_file, str("tensor '", full, "' has shape ", words(t->shape), "; the configuration needs ",
-                                               words(wanted), " (is this checkpoint from another variant?)"));
+      throw Error(ErrorCode::corrupt_file,
+                  str("tensor '", full, "' has shape ", words(t->shape), "; the configuration needs ", words(wanted),
+                      " (is this checkpoint from another variant?)"));
     }
     return *t;
   }
@@ -183,9 +231,8 @@ class Binder {
           continue;
         if (prefix_.empty() && rest.starts_with("model.")) continue;
       }
-      throw Error(ErrorCode::unsupported,
-                  str("tensor '", t.name, "' is not part of the ", config_.model_type,
-                      " decoder; merge adapters and remove extra tensors before loading"));
+      throw Error(ErrorCode::unsupported, str("tensor '", t.name, "' is not part of the ", config_.model_type,
+                                              " decoder; merge adapters and remove extra tensors before loading"));
     }
   }
 
@@ -193,7 +240,6 @@ class Binder {
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
   std::string prefix_;
-  std::string outer_;
   std::unordered_set<std::string> known_;
 };
 
@@ -248,20 +294,25 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
   };
 
   const int64_t layer_count = static_cast<int64_t>(config.layers.size());
-  embedding = matrix(-1, binder.get(binder.name(-1, "embed_tokens.weight", "token_embd.weight"),
-                                    {config.vocab, config.hidden}));
+  embedding = matrix(
+      -1, binder.get(binder.name(-1, "embed_tokens.weight", "token_embd.weight"), {config.vocab, config.hidden}));
   head = embedding;
   const std::string untied = binder.gguf() ? "output.weight" : "lm_head.weight";
   if (binder.find(untied) != nullptr) head = matrix(-1, binder.get(untied, {config.vocab, config.hidden}));
   norm = vector(-1, binder.get(binder.name(-1, "norm.weight", "output_norm.weight"), {config.hidden}), true);
   if (config.per_layer > 0) {
     const int64_t width = layer_count * config.per_layer;
-    per_layer_embedding = matrix(
-        -1, binder.get(binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"), {config.vocab, width}));
-    per_layer_model_projection = matrix(
-        -1, binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"), {width, config.hidden}));
-    per_layer_norm = vector(
-        -1, binder.get(binder.name(-1, "per_layer_projection_norm.weight", "per_layer_proj_norm.weight"), {config.per_layer}), true);
+    per_layer_embedding =
+        matrix(-1, binder.get(binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"),
+                              {config.vocab, width}));
+    per_layer_model_projection =
+        matrix(-1, binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"),
+                              {width, config.hidden}));
+    per_layer_norm =
+        vector(-1,
+               binder.get(binder.name(-1, "per_layer_projection_norm.weight", "per_layer_proj_norm.weight"),
+                          {config.per_layer}),
+               true);
   }
 
   layers.resize(config.layers.size());
@@ -294,14 +345,16 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
       }
     }
     if (is_gemma4(config, spec)) {
-      const StoredTensor& t = binder.get(binder.name(l, "layer_scalar", "layer_output_scale.weight"), one(config, spec));
+      const StoredTensor& t =
+          binder.get(binder.name(l, "layer_scalar", "layer_output_scale.weight"), one(config, spec));
       add(l, t);
       w.scalar = read_vector(t, false)[0];
     }
     std::vector<float> freq(static_cast<size_t>(spec.heads.dim / 2));
     const auto turning = static_cast<size_t>(spec.rope_fraction * spec.heads.dim / 2);
     for (size_t i = 0; i < turning; ++i) {
-      freq[i] = static_cast<float>(std::pow(spec.rope_theta, -2.0 * static_cast<double>(i) / spec.heads.dim) / spec.rope_divisor);
+      freq[i] = static_cast<float>(std::pow(spec.rope_theta, -2.0 * static_cast<double>(i) / spec.heads.dim) /
+                                   spec.rope_divisor);
     }
     w.rope_freq = upload(std::move(freq), backend);
   }

@@ -27,7 +27,8 @@ GEMMANTLE_HD static inline Philox4x32 philox4x32_10(Philox4x32 counter, uint32_t
   return counter;
 }
 
-// One uniform in [0, 1) with 53 bits. `choice` is the index of the choice, `position` that of the token in its sequence.
+// One uniform in [0, 1) with 53 bits. `choice` is the index of the choice, `position` that of the token in its
+// sequence.
 GEMMANTLE_HD static inline double philox_uniform(uint64_t seed, uint32_t choice, uint64_t position) noexcept {
   const Philox4x32 counter = {{static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), choice, 0u}};
   const Philox4x32 out = philox4x32_10(counter, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));

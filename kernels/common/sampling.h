@@ -36,7 +36,7 @@ struct SampleRow {
   const TokenBias* bias = nullptr;  // each id once
   int64_t n_bias = 0;
 
-  const int32_t* banned = nullptr;    // ids that are never drawn
+  const int32_t* banned = nullptr;  // ids that are never drawn
   int64_t n_banned = 0;
   const uint32_t* allowed = nullptr;  // bit i of word i / 32: id i may be drawn; null: all may
 

@@ -25,8 +25,7 @@ static inline float exp_of(float x) noexcept {
 // vectors of columns.
 template <int H, int C, class Read, class Write>
 GEMMANTLE_VEC void mix_columns(float* values, int64_t dim, const float* keep, const float* weights,
-                               const float* const* v, int first, int last, int64_t c, Read read,
-                               Write write) noexcept {
+                               const float* const* v, int first, int last, int64_t c, Read read, Write write) noexcept {
   Vec sums[H][C];
 #pragma GCC unroll 4
   for (int h = 0; h < H; ++h) {
@@ -150,7 +149,8 @@ void attend_merge(AttendState total, AttendState later, int heads, int dim) {
     const Vec a = fill(keep), b = fill(take);
     float* into = total.values + static_cast<int64_t>(h) * dim;
     const float* from = later.values + static_cast<int64_t>(h) * dim;
-    for_each_vec(dim, [=](int64_t i, auto read, auto write) { write(into + i, read(into + i) * a + read(from + i) * b); });
+    for_each_vec(dim,
+                 [=](int64_t i, auto read, auto write) { write(into + i, read(into + i) * a + read(from + i) * b); });
   }
 }
 

@@ -72,9 +72,9 @@ static inline void dot_tile(const float* const* w, const float* const* x, int co
   switch (count) {
     case 1: return dot_tile<kTileW, 1>(w, x, n, out);
     case 2: return dot_tile<kTileW, 2>(w, x, n, out);
-    case 3: return dot_tile<kTileW, kTileX < 3 ? kTileX : 3>(w, x, n, out);
-    case 4: return dot_tile<kTileW, kTileX < 4 ? kTileX : 4>(w, x, n, out);
-    case 5: return dot_tile<kTileW, kTileX < 5 ? kTileX : 5>(w, x, n, out);
+    case 3: return dot_tile < kTileW, kTileX < 3 ? kTileX : 3 > (w, x, n, out);
+    case 4: return dot_tile < kTileW, kTileX < 4 ? kTileX : 4 > (w, x, n, out);
+    case 5: return dot_tile < kTileW, kTileX < 5 ? kTileX : 5 > (w, x, n, out);
     default: return dot_tile<kTileW, kTileX>(w, x, n, out);
   }
 }

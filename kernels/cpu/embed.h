@@ -1,8 +1,8 @@
 // embed.h: one row of a table of weights, widened and scaled.
 #pragma once
 
-#include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/kernel_table.h"
 #include "kernels/formats/decode.h"
 
 namespace gemmantle::cpu {

@@ -13,9 +13,9 @@
 namespace gemmantle::cpu {
 namespace {
 
-constexpr int kRowsAtOnce = 8;             // weight rows of the one-row path: enough sums to hide the latency of fma
-constexpr int64_t kPiece = 256;            // columns widened at once: a multiple of every group and vector
-constexpr int64_t kTileFloats = 128 << 10; // widened tile: half of a 1 MiB second-level cache
+constexpr int kRowsAtOnce = 8;              // weight rows of the one-row path: enough sums to hide the latency of fma
+constexpr int64_t kPiece = 256;             // columns widened at once: a multiple of every group and vector
+constexpr int64_t kTileFloats = 128 << 10;  // widened tile: half of a 1 MiB second-level cache
 
 template <class F>
 constexpr bool kDense = F::group == 1;

@@ -7,8 +7,8 @@
 
 namespace gemmantle::reference {
 
-// q, y: query_heads * dim values. k, v: matrices with `kv_stride` values a slot; position p of the sequence lies in slot
-// table[p / block_size] * block_size + p % block_size. `scores` is scratch.
+// q, y: query_heads * dim values. k, v: matrices with `kv_stride` values a slot; position p of the sequence lies in
+// slot table[p / block_size] * block_size + p % block_size. `scores` is scratch.
 inline void attend(float* y, const float* q, int64_t query_heads, int64_t kv_heads, int64_t dim, const float* k,
                    const float* v, int64_t kv_stride, const int32_t* table, int64_t block_size, int32_t begin,
                    int32_t end, float scale, std::vector<double>& scores, std::vector<double>& sum) {

@@ -32,6 +32,9 @@ inline float as_number(float logit) noexcept {
   return logit > FLT_MAX ? FLT_MAX : logit;
 }
 
+// A logit that bias and penalties have moved: it stays a number, so that no penalty works as a mask.
+inline float moved(float from, float to) noexcept { return from > kNever ? std::clamp(to, -FLT_MAX, FLT_MAX) : kNever; }
+
 // The order of candidates: larger first, ties to the lower id.
 struct Before {
   const float* z;
@@ -104,13 +107,16 @@ inline void log_probabilities(const float* logits, int64_t vocab, const SampleRo
 // Bias, penalties and mask: `z` becomes the logits that are drawn from.
 inline void process(const float* logits, int64_t vocab, const SampleRow& row, float* z) noexcept {
   for (int64_t i = 0; i < vocab; ++i) z[i] = as_number(logits[i]);
-  for (int64_t j = 0; j < row.n_bias; ++j) z[row.bias[j].id] = as_number(z[row.bias[j].id] + row.bias[j].bias);
+  for (int64_t j = 0; j < row.n_bias; ++j) {
+    float& value = z[row.bias[j].id];
+    value = moved(value, value + row.bias[j].bias);
+  }
   for (int64_t j = 0; j < row.n_seen; ++j) {
     float& value = z[row.seen[j].id];
-    value = value > 0 ? value / row.repetition_penalty : value * row.repetition_penalty;
-    value -= row.frequency_penalty * static_cast<float>(row.seen[j].count);
-    if (row.seen[j].count > 0) value -= row.presence_penalty;
-    value = as_number(value);
+    float less = value > 0 ? value / row.repetition_penalty : value * row.repetition_penalty;
+    less = moved(value, less) - row.frequency_penalty * static_cast<float>(row.seen[j].count);
+    if (row.seen[j].count > 0) less -= row.presence_penalty;
+    value = moved(value, less);
   }
   for (int64_t j = 0; j < row.n_banned; ++j) z[row.banned[j]] = kNever;
   if (row.allowed != nullptr) {
@@ -129,7 +135,7 @@ inline int32_t draw(const float* z, int64_t vocab, const SampleRow& row, int32_t
 
   const bool cut_k = row.top_k > 0 && row.top_k < vocab;
   const bool cut_p = row.top_p < 1;
-  int64_t n = vocab;        // candidates
+  int64_t n = vocab;       // candidates
   bool is_listed = false;  // they are ids[0, n) in order; else all ids
   if (cut_k) {
     n = select_top(z, vocab, row.top_k, ids);
@@ -181,7 +187,8 @@ inline int32_t draw(const float* z, int64_t vocab, const SampleRow& row, int32_t
 
 }  // namespace sampling
 
-// `scratch`: sample_scratch_bytes(vocab). Every id of `row` must lie in [0, vocab), penalties and temperature be finite.
+// `scratch`: sample_scratch_bytes(vocab). Every id of `row` must lie in [0, vocab), penalties and temperature be
+// finite.
 inline void sample_row(const float* logits, int64_t vocab, const SampleRow& row, SampledToken& token,
                        void* scratch) noexcept {
   token.id = -1;

@@ -121,10 +121,13 @@ class LocalModels:
         return self._engines.get(name)
 
     def load(self, name: str) -> ServingEngine:
-        """Two first requests for one model load it once: `engines.load` shares."""
+        """Two first requests load a model once: `engines.load` shares. Its canonical name works from then on."""
         engine = engines.load(name, **self._options)
         with self._lock:
-            return self._engines.setdefault(name, engine)
+            for known in (engine.profile.name, *engine.profile.aliases):
+                self._engines.setdefault(known, engine)
+            self._engines[name] = engine
+        return engine
 
     def cards(self) -> list[dict[str, Any]]:
         loaded = {engine.profile.name: engine.profile for engine in list(self._engines.values())}

@@ -161,7 +161,8 @@ class Engine:
         """Answer requests, in order; many run at once.
 
         A request is a dict with `prompt` (text, which gets one BOS, or ids, taken as they are) or `messages`, and
-        sampling fields under their API names. RequestError, at its turn, names the request and the field.
+        sampling fields under their API names; a prompt without max_tokens gets 16, as in the API. RequestError, at its
+        turn, names the request and the field.
         """
         return bulk.generate(self, requests, 2 * self._settings.max_concurrency)
 

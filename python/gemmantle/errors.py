@@ -95,19 +95,19 @@ class OutOfMemory(LoadError, MemoryError):
 
 
 class RequestError(GemmantleError, ValueError):
-    """One request is wrong; the engine lives on.
+    """One request cannot be answered; the engine lives on.
 
     code: one of spec api 8, for example "invalid_value". param: path of the field, for example "messages[2].content".
-    status: the HTTP status the same mistake gets through the client.
+    status: the HTTP status the same mistake gets through the client, by default the one of its code.
     """
 
     def __init__(
-        self, message: str, *, code: str = "invalid_value", param: str | None = None, status: int = 400
+        self, message: str, *, code: str = "invalid_value", param: str | None = None, status: int | None = None
     ) -> None:
         super().__init__(message)
         self.code = code
         self.param = param
-        self.status = status
+        self.status = REQUEST_STATUS.get(code, 400) if status is None else status
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild_request_error, (str(self), self.code, self.param, self.status)
@@ -127,6 +127,23 @@ class DeviceError(GemmantleError, RuntimeError):
 
 class InternalError(GemmantleError, RuntimeError):
     """A broken invariant of ours: please report it."""
+
+
+# Codes of RequestError whose HTTP status is not 400 (spec api 8).
+REQUEST_STATUS = {
+    "model_not_found": 404,
+    "response_not_found": 404,
+    "completion_not_found": 404,
+    "file_not_found": 404,
+    "unknown_url": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "response_not_cancellable": 409,
+    "request_too_large": 413,
+    "unsupported_media_type": 415,
+    "engine_busy": 429,
+    "request_cancelled": 499,
+}
 
 
 def _rebuild_request_error(message: str, code: str, param: str | None, status: int) -> RequestError:

@@ -60,7 +60,7 @@ def resolve(model: str | os.PathLike[str]) -> Resolved:
     if isinstance(model, str):
         name = _canonical(text)
         if name in embedded_names():
-            return Resolved(_embedded_root() / name, name)
+            return Resolved(_weights_in(_embedded_root() / name), name)
         if name == DEMO_NAME:
             return Resolved(_demo_file(), name)
         found = _cached(name)
@@ -71,7 +71,11 @@ def resolve(model: str | os.PathLike[str]) -> Resolved:
 
 def embedded_names() -> list[str]:
     """Models that ship inside the package."""
-    return sorted(entry.name for entry in _listing(_embedded_root()) if (entry / "config.json").is_file())
+    return [
+        folder.name
+        for folder in _listing(_embedded_root())
+        if (folder / "config.json").is_file() or any(folder.glob("*.gguf"))
+    ]
 
 
 def names_on_disk() -> list[str]:

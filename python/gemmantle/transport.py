@@ -2,13 +2,17 @@
 
 A transport adds nothing to an answer. It reads the timeout, hands the request over and, when time is up, raises what
 the caller understands: the SDK's own APITimeoutError where an SDK of 2.31 or newer is above (it lets its own errors
-through, so the work is not repeated), the family's ReadTimeout elsewhere. Nothing else is ever raised from here.
+through, so the work is not repeated), the family's ReadTimeout elsewhere. Nothing else is ever raised from here. Older
+SDKs repeat a request that timed out; the repeat is told at once what the first attempt found.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
+import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
 
@@ -16,6 +20,8 @@ from gemmantle._http import HttpLibrary, library
 from gemmantle.api import Expired, Handler, Reply, Request
 
 __all__ = ["async_transport", "sync_transport"]
+
+_REPEAT_S = 60.0  # a repeat by the SDK comes within its back-off of seconds
 
 
 def sync_transport(handler: Handler, family: str | None = None) -> Any:
@@ -35,13 +41,26 @@ class _Transport:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._expired: dict[bytes, float] = {}  # digests of timed out requests, and when
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("clients and transports do not pickle; pickle the engine and make a client from it there")
 
     def _request(self, request: Any, body: bytes) -> Request:
         timeout = (request.extensions.get("timeout") or {}).get("read")
+        if request.headers.get("x-stainless-retry-count", "0") != "0" and self._has_expired(body):
+            raise Expired
         return Request(request.method, request.url.path, request.headers, body, timeout)
+
+    def _has_expired(self, body: bytes) -> bool:
+        return time.monotonic() - self._expired.get(_digest(body), -math.inf) < _REPEAT_S
+
+    def _note_expired(self, body: bytes) -> None:
+        now = time.monotonic()
+        for digest, when in list(self._expired.items()):
+            if now - when > _REPEAT_S:
+                self._expired.pop(digest, None)
+        self._expired[_digest(body)] = now
 
     def _response(self, reply: Reply, request: Any, stream_class: Any) -> Any:
         if isinstance(reply.body, bytes):
@@ -57,6 +76,7 @@ class _SyncTransport(_Transport):
         try:
             reply = self._handler.handle(self._request(request, request.read()))
         except Expired:
+            self._note_expired(request.content)
             raise _timeout(self.http, request) from None
         return self._response(reply, request, self.stream_class)
 
@@ -71,6 +91,7 @@ class _AsyncTransport(_Transport):
         try:
             reply = await self._handler.ahandle(self._request(request, await request.aread()))
         except Expired:
+            self._note_expired(request.content)
             raise _timeout(self.http, request) from None
         return self._response(reply, request, self.stream_class)
 
@@ -125,6 +146,10 @@ def _classes(http: HttpLibrary) -> tuple[Any, Any]:
         "AsyncLocalTransport", (_AsyncTransport, http.async_transport), {"http": http, "stream_class": async_stream}
     )
     return sync, async_
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
 
 
 def _timeout(http: HttpLibrary, request: Any) -> Exception:

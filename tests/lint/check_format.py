@@ -31,9 +31,7 @@ def find_clang_format() -> str | None:
 
 
 def sources(root: Path = ROOT) -> list[str]:
-    return [
-        str(file) for folder in FOLDERS for file in sorted((root / folder).rglob("*")) if file.suffix in SUFFIXES
-    ]
+    return [str(file) for folder in FOLDERS for file in sorted((root / folder).rglob("*")) if file.suffix in SUFFIXES]
 
 
 def main(arguments: list[str]) -> int:

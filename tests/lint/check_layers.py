@@ -74,7 +74,7 @@ def longest(path: str, table: dict[str, object]) -> str | None:
 
 
 def covers(entry: str, path: str) -> bool:
-    """Whether an allowed entry covers a header: a folder covers its own files, with a final slash also its subfolders."""
+    """Whether an allowed entry covers a header: a folder its own files, with a final slash also its subfolders."""
     if entry == path:
         return True
     if entry.endswith("/"):
@@ -148,7 +148,7 @@ def python_problems(root: Path) -> list[str]:
             if name not in NATIVE:
                 problems.append(f"{where}: _core is for {', '.join(sorted(NATIVE))} only")
             elif id(node) not in in_function:
-                problems.append(f"{where}: _core is imported with the module; import it inside the function that needs it")
+                problems.append(f"{where}: _core is imported with the module; import it in the function that needs it")
     return problems
 
 

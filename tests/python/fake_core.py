@@ -67,7 +67,9 @@ class Generation:
             return None
         if self._made >= self._params.max_tokens:
             self._done = True
-            self.prompt_logprobs = [None] + [self._token(i, -0.5 if i == p + 1 else -3.0, p + 1) for p, i in self._pairs()]
+            self.prompt_logprobs = [None] + [
+                self._token(i, -0.5 if i == p + 1 else -3.0, p + 1) for p, i in self._pairs()
+            ]
             return FakeDelta(finish_reason="length", usage=(len(self._ids), self._made, 0, 0))
         self._made += 1
         token = self._token((self._ids[-1] + self._made) % VOCABULARY, -0.5)
@@ -83,8 +85,10 @@ class Generation:
         return list(zip(self._ids, self._ids[1:], strict=False))
 
     def _token(self, token_id: int, logprob: float, best: int | None = None) -> FakeToken:
+        text = b""
         vocabulary = self._engine.vocabulary
-        text = vocabulary.pieces[token_id] if vocabulary and token_id not in vocabulary.control else b""
+        if vocabulary and token_id not in vocabulary.control and token_id < len(vocabulary.pieces):
+            text = vocabulary.pieces[token_id]
         return FakeToken(token_id, "content", logprob, [(token_id if best is None else best, -0.5)], text)
 
 

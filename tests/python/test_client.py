@@ -507,6 +507,15 @@ def test_close_from_another_thread_ends_a_waiting_read():
     assert time.monotonic() - started < 2
 
 
+@pytest.fixture
+def _ctrl_c_works():
+    """Background jobs of a shell start with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_ctrl_c_works")
 def test_ctrl_c_cancels_and_leaves_the_engine_usable():
     engine = FakeEngine([HOLD])
     pressed = []

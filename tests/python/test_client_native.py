@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import models, pre_tokenizers
 
 import gemmantle
 from gemmantle import hub
@@ -101,10 +104,12 @@ LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True, "return_token_ids
 
 
 def test_leaving_a_stream_frees_the_engine(engine):
-    with engine.client().completions.create(model=engine.name, prompt=PROMPT, stream=True, **LONG) as stream:
+    before = engine.stats()["generated_tokens"]
+    client = engine.client()
+    with client.completions.create(model=engine.name, prompt=PROMPT, n=16, stream=True, **LONG) as stream:
         next(stream)
-        assert engine.stats()["running"] == 1
     assert idle(engine)
+    assert engine.stats()["generated_tokens"] - before < 16 * LONG["max_tokens"]
 
 
 def test_time_runs_out_in_the_engine_too(engine):
@@ -115,6 +120,15 @@ def test_time_runs_out_in_the_engine_too(engine):
     assert idle(engine)
 
 
+@pytest.fixture
+def _ctrl_c_works():
+    """Background jobs of a shell start with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_ctrl_c_works")
 def test_ctrl_c_ends_a_call_and_leaves_the_engine_usable(engine):
     client = engine.client()
     threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -173,6 +187,88 @@ def test_the_interpreter_ends_with_a_live_stream(engine):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
+
+
+# -- words: the golden checkpoint with a vocabulary of single characters and the control strings
+
+CONTROL = [
+    "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", "<|tool_call>", "<tool_call|>", "<|channel>",
+    "<channel|>", "<|think|>", '<|"|>', "<|tool>", "<tool|>",
+]  # fmt: skip
+USER = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """Random weights that speak in random letters."""
+    if not (GOLDEN / "e2b" / "config.json").is_file():
+        pytest.skip(f"no golden checkpoint in {GOLDEN}")
+    folder = tmp_path_factory.mktemp("speaker") / "speaker"
+    shutil.copytree(GOLDEN / "e2b", folder)
+    first = 256 - len(CONTROL)
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{chr(0x400 + k): k for k in range(3, first)}}
+    vocabulary.update({spelling: first + k for k, spelling in enumerate(CONTROL)})
+    for letter, code in (("\n", 0x405), ("H", 0x406), ("i", 0x407)):
+        vocabulary[letter] = vocabulary.pop(chr(code))
+    tokenizer = LibraryTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<pad>", "<eos>", "<bos>", *CONTROL])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    with gemmantle.load(folder, device="cpu", max_context=2048) as loaded:
+        yield loaded
+
+
+def chat(engine, **fields):
+    return engine.client().chat.completions.create(model=engine.name, messages=USER, **fields)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_streamed_and_plain_chats_say_the_same(speaker, seed):
+    fields = {"seed": seed, "max_completion_tokens": 60, "logprobs": True, "top_logprobs": 3}
+    extra = {"extra_body": {"ignore_eos": True, "top_k": 0, "top_p": 1, "return_token_ids": True}}
+    plain = chat(speaker, **fields, **extra).choices[0]
+    chunks = [chunk.choices[0] for chunk in chat(speaker, stream=True, **fields, **extra)]
+    assert "".join(choice.delta.content or "" for choice in chunks) == (plain.message.content or "")
+    thoughts = "".join(getattr(choice.delta, "reasoning", None) or "" for choice in chunks)
+    assert thoughts == (getattr(plain.message, "reasoning", None) or "")
+    assert [i for choice in chunks for i in getattr(choice, "token_ids", [])] == plain.token_ids
+    entries = [e for choice in chunks if choice.logprobs for e in choice.logprobs.content or []]
+    assert [entry.logprob for entry in entries] == [entry.logprob for entry in plain.logprobs.content]
+    assert chunks[-1].finish_reason == plain.finish_reason
+    assert plain.message.content or plain.message.reasoning
+
+
+def test_a_stop_string_ends_the_text_before_it(speaker):
+    fields = {"seed": 1, "max_completion_tokens": 80, "extra_body": {"ignore_eos": True, "return_details": True}}
+    whole = chat(speaker, **fields).choices[0].message.content
+    stop = whole[5:7]
+    cut = chat(speaker, stop=[stop], **fields).choices[0]
+    assert cut.message.content == whole[: whole.index(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.stop_reason == stop
+
+
+def test_no_control_string_comes_out_of_a_chat(speaker):
+    choices = chat(speaker, n=8, seed=3, max_completion_tokens=100, extra_body={"ignore_eos": True, "top_k": 0}).choices
+    assert all("<|" not in (choice.message.content or "") for choice in choices)
+    assert all("<bos>" not in (choice.message.content or "") for choice in choices)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": -(2**63)}, {"seed": 2**63 - 1}, {"top_k": -1}, {"top_k": 2**31 - 1}, {"top_p": 1e-9}, {"min_p": 1},
+        {"temperature": 2}, {"temperature": 1e-9}, {"logit_bias": {"5": 100, "6": -100}}, {"repetition_penalty": 0.01},
+        {"presence_penalty": 2, "frequency_penalty": -2}, {"stop": ["x"] * 16}, {"stop_token_ids": [1, 5]},
+        {"min_tokens": 3}, {"ignore_eos": True}, {"logprobs": 20}, {"include_stop_str_in_output": True, "stop": "x"},
+        {"max_tokens": 2**63 - 1, "stop_token_ids": list(range(256))}, {"n": 16, "echo": True},
+    ],
+)  # fmt: skip
+def test_every_value_the_api_accepts_is_accepted_by_the_engine(speaker, fields):
+    body = {"model": speaker.name, "prompt": PROMPT, "max_tokens": 4, **fields}
+    answer = speaker.client(max_retries=0).completions.create(model="", prompt="", extra_body=body)
+    assert answer.choices[0].finish_reason in ("stop", "length")
 
 
 real = pytest.mark.real

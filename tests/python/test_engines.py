@@ -9,6 +9,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
+from importlib.machinery import ModuleSpec
 
 import fake_core
 import numpy as np
@@ -215,6 +217,35 @@ def test_a_name_that_is_nowhere_is_a_file_not_found(name, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError):
         hub.resolve(name)
+
+
+def test_the_demonstration_weights_are_assembled_once_from_their_package(tmp_path, monkeypatch, caplog):
+    target = tmp_path / "weights" / "gemma.gguf"
+    assembled = []
+
+    def assemble(path, overwrite=False):
+        assembled.append(path)
+        path.write_bytes(b"GGUF")
+        return path
+
+    package = types.ModuleType(hub._DEMO_MODULE)
+    package.__spec__ = ModuleSpec(hub._DEMO_MODULE, None)
+    package.default_output_path = lambda: target
+    package.assemble = assemble
+    target.parent.mkdir()
+    monkeypatch.setitem(sys.modules, hub._DEMO_MODULE, package)
+    for _ in range(2):
+        assert hub.resolve("gemma-3-270m").path == target
+    assert len(assembled) == 1
+    assert assembled[0] != target  # a reader never sees half a file
+    assert "Gemma Terms of Use" in caplog.text
+    assert "gemma-3-270m" in hub.names_on_disk()
+
+
+def test_without_their_package_the_message_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr(hub, "_DEMO_MODULE", "no_such_package")
+    with pytest.raises(ModelNotFound, match=r"pip install 'gemmantle\[demo\]'"):
+        hub.resolve("gemma-3-270m")
 
 
 def test_the_message_names_what_is_here(tmp_path):

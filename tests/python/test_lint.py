@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_format
 import check_layers
 import check_symbols
 import pytest
@@ -53,7 +52,9 @@ def test_the_layer_check_refuses_a_wrong_arrow(path: str, include: str):
 def test_the_layer_check_refuses_the_native_module_elsewhere_and_at_import(tmp_path: Path):
     package = tmp_path / "python" / "gemmantle"
     package.mkdir(parents=True)
-    (package / "client.py").write_text("import importlib\n\n\ndef f():\n    importlib.import_module('gemmantle._core')\n")
+    (package / "client.py").write_text(
+        "import importlib\n\n\ndef f():\n    importlib.import_module('gemmantle._core')\n"
+    )
     (package / "engines.py").write_text("from gemmantle import _core\n\n\ndef f():\n    from gemmantle import _core\n")
     problems = check_layers.python_problems(tmp_path)
     assert len(problems) == 2

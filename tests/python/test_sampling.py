@@ -39,7 +39,8 @@ def run(engine: _core.Engine, ids: np.ndarray, **fields: Any) -> list[int]:
 
 def first_tokens(engine: _core.Engine, ids: np.ndarray, n: int, **fields: Any) -> Counter[int]:
     generations = [
-        engine.submit(ids, _core.SamplingParams(max_tokens=1, seed=seed, ignore_eos=True, **fields)) for seed in range(n)
+        engine.submit(ids, _core.SamplingParams(max_tokens=1, seed=seed, ignore_eos=True, **fields))
+        for seed in range(n)
     ]
     counts: Counter[int] = Counter()
     for generation in generations:

@@ -10,9 +10,9 @@
 namespace gemmantle {
 namespace {
 
-constexpr int64_t kGrain = 16384;         // values, or products, that are worth handing to another thread
-constexpr int64_t kChunksPerThread = 4;   // so that a thread that was interrupted does not hold up the others
-constexpr int64_t kSpan = 1024;           // positions that one thread attends to, when few rows are all there is
+constexpr int64_t kGrain = 16384;        // values, or products, that are worth handing to another thread
+constexpr int64_t kChunksPerThread = 4;  // so that a thread that was interrupted does not hold up the others
+constexpr int64_t kSpan = 1024;          // positions that one thread attends to, when few rows are all there is
 static_assert(kSpan % cpu::kAttendTile == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -22,8 +22,15 @@ cpu::WeightRows rows_of(const Weight& w) {
 }
 
 cpu::LinearArgs linear_args(Tensor y, Tensor x, const Weight& w) {
-  return {static_cast<float*>(y.data), static_cast<const float*>(x.data), y.stride, x.stride, x.rows,
-          nullptr, nullptr, nullptr, rows_of(w)};
+  return {static_cast<float*>(y.data),
+          static_cast<const float*>(x.data),
+          y.stride,
+          x.stride,
+          x.rows,
+          nullptr,
+          nullptr,
+          nullptr,
+          rows_of(w)};
 }
 
 void check_same(Tensor a, Tensor b) {
@@ -85,8 +92,8 @@ void CpuOps::embed(Tensor y, const Weight& table, std::span<const int32_t> ids, 
 }
 
 void CpuOps::linear(Tensor y, Tensor x, const Weight& w) {
-  GEMMANTLE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "x ", x.rows, "x", x.cols, ", y ", y.rows, "x",
-                  y.cols, ", w ", w.rows, "x", w.cols);
+  GEMMANTLE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "x ", x.rows, "x", x.cols, ", y ", y.rows,
+                  "x", y.cols, ", w ", w.rows, "x", w.cols);
   if (x.rows == 0) return;
   reserve(k_.linear_scratch(w.cols));
   const cpu::LinearArgs args = linear_args(y, x, w);
@@ -198,10 +205,16 @@ void CpuOps::attend(Tensor y, Tensor q, HeadLayout heads, KvView kv, const Batch
     const int64_t first = kv_head * shared + part * at_once;  // query head
     const int64_t count = std::min(at_once, (kv_head + 1) * shared - first);
     Task t;
-    t.args = {q.row(r) + first * heads.dim, static_cast<int>(count), heads.dim,
+    t.args = {q.row(r) + first * heads.dim,
+              static_cast<int>(count),
+              heads.dim,
               static_cast<const float*>(kv.k.data) + kv_head * heads.dim,
-              static_cast<const float*>(kv.v.data) + kv_head * heads.dim, kv.k.stride, kv.v.stride,
-              group.block_table.data() + sequence[at] * group.max_blocks, kv.block_size, scale};
+              static_cast<const float*>(kv.v.data) + kv_head * heads.dim,
+              kv.k.stride,
+              kv.v.stride,
+              group.block_table.data() + sequence[at] * group.max_blocks,
+              kv.block_size,
+              scale};
     t.y = y.row(r) + first * heads.dim;
     t.begin = group.kv_begin[at];
     t.end = group.kv_end[at];
@@ -244,7 +257,8 @@ void CpuOps::attend(Tensor y, Tensor q, HeadLayout heads, KvView kv, const Batch
   }
 
   split(tasks, 2 * positions / q.rows * heads.dim * at_once, 1, [&](int64_t first, int64_t last, int worker) {
-    const cpu::AttendState total = state_at(scratch(worker), at_once), part = state_at(scratch(worker) + state, at_once);
+    const cpu::AttendState total = state_at(scratch(worker), at_once),
+                           part = state_at(scratch(worker) + state, at_once);
     float* scores = scratch(worker) + 2 * state;
     for (int64_t i = first; i < last; ++i) {
       const Task t = task_of(i);
@@ -260,7 +274,8 @@ void CpuOps::attend(Tensor y, Tensor q, HeadLayout heads, KvView kv, const Batch
 
 void CpuOps::route(Routing routing, Tensor logits, const float* expert_scale) {
   const int64_t used = routing.experts.cols;
-  GEMMANTLE_CHECK(used >= 1 && used <= logits.cols && routing.weights.cols == used && routing.experts.dtype == DType::i32);
+  GEMMANTLE_CHECK(used >= 1 && used <= logits.cols && routing.weights.cols == used &&
+                  routing.experts.dtype == DType::i32);
   for (int64_t r = 0; r < logits.rows; ++r) {
     auto* ids = static_cast<int32_t*>(routing.experts.data) + r * routing.experts.stride;
     k_.route(ids, routing.weights.row(r), logits.row(r), expert_scale, logits.cols, used);
@@ -306,7 +321,8 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
   reserve(std::max(k_.linear_scratch(x.cols), k_.linear_scratch(width)));
   const auto for_each_expert = [&](auto&& body) {
     for (int32_t e = 0; e < count; ++e) {
-      const int32_t first = expert_starts_[static_cast<size_t>(e)], n = expert_starts_[static_cast<size_t>(e) + 1] - first;
+      const int32_t first = expert_starts_[static_cast<size_t>(e)],
+                    n = expert_starts_[static_cast<size_t>(e) + 1] - first;
       if (n > 0) body(e, static_cast<size_t>(first), n);
     }
   };

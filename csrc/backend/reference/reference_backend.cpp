@@ -106,15 +106,16 @@ class ReferenceOps final : public Ops {
     for (int64_t r = 0; r < q.rows; ++r) {
       const auto at = static_cast<size_t>(r);
       const int32_t* table = group.block_table.data() + sequence[at] * group.max_blocks;
-      reference::attend(y.row(r), q.row(r), heads.query, heads.kv, heads.dim, kv.k.row(0), kv.v.row(0), kv.k.stride, table,
-                        kv.block_size, group.kv_begin[at], group.kv_end[at], scale, scores_, sum_);
+      reference::attend(y.row(r), q.row(r), heads.query, heads.kv, heads.dim, kv.k.row(0), kv.v.row(0), kv.k.stride,
+                        table, kv.block_size, group.kv_begin[at], group.kv_end[at], scale, scores_, sum_);
     }
   }
 
   void route(Routing routing, Tensor logits, const float* expert_scale) override {
     for (int64_t r = 0; r < logits.rows; ++r) {
       auto* ids = static_cast<int32_t*>(routing.experts.data) + r * routing.experts.stride;
-      reference::route(ids, routing.weights.row(r), logits.row(r), logits.cols, routing.experts.cols, expert_scale, taken_);
+      reference::route(ids, routing.weights.row(r), logits.row(r), logits.cols, routing.experts.cols, expert_scale,
+                       taken_);
     }
   }
 

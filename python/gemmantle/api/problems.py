@@ -13,27 +13,22 @@ __all__ = ["Expired", "Problem", "problem_of"]
 
 _log = logging.getLogger("gemmantle")
 
-# code -> (status, type, retry-after in milliseconds or None where a repeat cannot help)
-_TABLE: dict[str, tuple[int, str, int | None]] = {
-    "model_not_found": (404, "invalid_request_error", None),
-    "response_not_found": (404, "invalid_request_error", None),
-    "completion_not_found": (404, "invalid_request_error", None),
-    "file_not_found": (404, "invalid_request_error", None),
-    "unknown_url": (404, "invalid_request_error", None),
-    "method_not_allowed": (405, "invalid_request_error", None),
-    "request_too_large": (413, "invalid_request_error", None),
-    "unsupported_media_type": (415, "invalid_request_error", None),
-    "request_timeout": (408, "timeout_error", None),
-    "response_not_cancellable": (409, "conflict", None),
-    "engine_busy": (429, "rate_limit_error", 500),
-    "request_cancelled": (499, "invalid_request_error", None),
-    "internal_error": (500, "server_error", None),
-    "corrupt_file": (500, "server_error", None),
-    "model_loading": (503, "server_error", 1000),
-    "engine_draining": (503, "server_error", 1000),
-    "insufficient_memory": (503, "server_error", 1000),
-    "device_error": (503, "server_error", None),
+# Codes that are not 400 and "invalid_request_error"; the statuses of a caller's own mistakes stand with RequestError.
+_STATUS = {
+    **errors.REQUEST_STATUS,
+    "internal_error": 500,
+    "corrupt_file": 500,
+    "model_loading": 503,
+    "engine_draining": 503,
+    "insufficient_memory": 503,
+    "device_error": 503,
 }
+_TYPE = {
+    "request_timeout": "timeout_error",
+    "response_not_cancellable": "conflict",
+    "engine_busy": "rate_limit_error",
+}
+_RETRY_AFTER_MS = {"engine_busy": 500, "model_loading": 1000, "engine_draining": 1000, "insufficient_memory": 1000}
 
 
 class Expired(Exception):
@@ -51,12 +46,11 @@ class Problem:
 
     @property
     def status(self) -> int:
-        return _TABLE.get(self.code, (400, "", None))[0]
+        return _STATUS.get(self.code, 400)
 
     @property
     def retry_after_ms(self) -> int | None:
-        after = _TABLE.get(self.code, (400, "", None))[2]
-        return None if self.retry is False else after
+        return None if self.retry is False else _RETRY_AFTER_MS.get(self.code)
 
     def headers(self) -> list[tuple[str, str]]:
         """The SDK obeys x-should-retry over its own list of statuses; a wait of 0 would count as absent."""
@@ -66,7 +60,7 @@ class Problem:
         return [("x-should-retry", "true"), ("retry-after-ms", str(after))]
 
     def error(self) -> dict[str, str | None]:
-        kind = _TABLE.get(self.code, (400, "invalid_request_error", None))[1]
+        kind = _TYPE.get(self.code, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
     def body(self) -> bytes:

@@ -338,7 +338,7 @@ def _read_sampling(fields: Fields, profile: Profile) -> Sampling:
         top_p=fields.number("top_p", profile.default_top_p, 0, 1, above=True),
         top_k=max(fields.integer("top_k", profile.default_top_k, -1, 2**31 - 1), 0),
         min_p=fields.number("min_p", 0.0, 0, 1),
-        repetition_penalty=fields.number("repetition_penalty", 1.0, 0, 10, above=True),
+        repetition_penalty=fields.number("repetition_penalty", 1.0, 0.01, 100),
         presence_penalty=fields.number("presence_penalty", 0.0, -2, 2),
         frequency_penalty=fields.number("frequency_penalty", 0.0, -2, 2),
         logit_bias=_read_logit_bias(fields, profile),

@@ -34,7 +34,8 @@ TEST(cpu_isa, an_unknown_name_is_answered_with_the_list) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
     EXPECT_NE(e.message().find("'mmx'"), std::string::npos);
-    for (const CpuIsa& isa : cpu_isas()) EXPECT_NE(e.message().find(isa.kernels->name), std::string::npos) << e.message();
+    for (const CpuIsa& isa : cpu_isas())
+      EXPECT_NE(e.message().find(isa.kernels->name), std::string::npos) << e.message();
   }
 }
 

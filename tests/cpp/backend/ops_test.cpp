@@ -47,14 +47,16 @@ class OpsTest : public ::testing::TestWithParam<Machine> {
 
 // One rounding of the result and a few of the inputs' products.
 void expect_near(float found, double wanted, double scale, const char* what, int64_t r, int64_t c) {
-  ASSERT_LE(std::abs(found - wanted), 2e-6 * scale + 1e-30) << what << " at " << r << ", " << c << ": " << found << " for " << wanted;
+  ASSERT_LE(std::abs(found - wanted), 2e-6 * scale + 1e-30)
+      << what << " at " << r << ", " << c << ": " << found << " for " << wanted;
 }
 
 void expect_same_bits(const Rows& a, int64_t ra, const Rows& b, int64_t rb, const char* what) {
   ASSERT_EQ(a.cols, b.cols);
   for (int64_t c = 0; c < a.cols; ++c) {
     const float x = a.at(ra, c), y = b.at(rb, c);
-    ASSERT_EQ(std::memcmp(&x, &y, sizeof x), 0) << what << " row " << ra << " column " << c << ": " << x << " and " << y;
+    ASSERT_EQ(std::memcmp(&x, &y, sizeof x), 0)
+        << what << " row " << ra << " column " << c << ": " << x << " and " << y;
   }
 }
 
@@ -106,7 +108,8 @@ TEST_P(OpsTest, linear_takes_every_width_height_and_alignment) {
 }
 
 TEST_P(OpsTest, a_row_of_linear_has_the_same_bits_alone_and_in_a_batch) {
-  if (GetParam().device == "reference") GTEST_SKIP() << "Eigen's sums depend on the shape; the reference promises doubles";
+  if (GetParam().device == "reference")
+    GTEST_SKIP() << "Eigen's sums depend on the shape; the reference promises doubles";
   Random random(3);
   for (const NamedFormat& format : all_formats()) {
     const int64_t cols = format.group == 1 ? 333 : 3 * format.group;
@@ -145,7 +148,8 @@ TEST_P(OpsTest, embed_reads_scaled_rows_of_every_format) {
     Rows y(5, cols);
     run([&](Ops& ops) { ops.embed(y.tensor(), table.weight, ids, 1.75f); });
     for (int64_t r = 0; r < 5; ++r) {
-      for (int64_t c = 0; c < cols; ++c) ASSERT_EQ(y.at(r, c), table.at(ids[static_cast<size_t>(r)], c) * 1.75f) << format.name;
+      for (int64_t c = 0; c < cols; ++c)
+        ASSERT_EQ(y.at(r, c), table.at(ids[static_cast<size_t>(r)], c) * 1.75f) << format.name;
     }
     EXPECT_TRUE(y.gaps_untouched());
   }
@@ -161,7 +165,9 @@ TEST_P(OpsTest, rms_norm_is_by_group_with_and_without_weight_and_in_place) {
           Rows x(random, 4, group * groups, 3.0f), y(4, group * groups);
           const Rows before = x;
           Rows& out = in_place ? x : y;
-          run([&](Ops& ops) { ops.rms_norm(out.tensor(), x.tensor(), weighted ? weight.data() : nullptr, group, 1e-6f); });
+          run([&](Ops& ops) {
+            ops.rms_norm(out.tensor(), x.tensor(), weighted ? weight.data() : nullptr, group, 1e-6f);
+          });
           for (int64_t r = 0; r < 4; ++r) {
             for (int64_t c = 0; c < x.cols; ++c) {
               double squares = 0;
@@ -209,8 +215,8 @@ TEST_P(OpsTest, element_wise_ops_are_exact_to_a_rounding) {
 }
 
 TEST_P(OpsTest, activations_hold_at_the_ends_of_the_number_line) {
-  const std::vector<float> xs = {0.0f, -0.0f, 1e-30f, -1e-30f, 1e-6f, 0.3f, 0.62f, 0.63f, -0.63f, 5.0f, -5.0f,
-                                 20.0f, -20.0f, 100.0f, -100.0f, 1e4f, -1e4f, 1e30f, -1e30f};
+  const std::vector<float> xs = {0.0f,  -0.0f, 1e-30f, -1e-30f, 1e-6f,   0.3f, 0.62f, 0.63f, -0.63f, 5.0f,
+                                 -5.0f, 20.0f, -20.0f, 100.0f,  -100.0f, 1e4f, -1e4f, 1e30f, -1e30f};
   const auto n = static_cast<int64_t>(xs.size());
   Rows gate(1, n), one(1, n), capped(1, n);
   for (int64_t c = 0; c < n; ++c) {
@@ -235,7 +241,8 @@ TEST_P(OpsTest, long_rows_are_cut_without_a_trace) {
   run([&](Ops& ops) { ops.softcap(y.tensor(), 30.0f); });
   for (int64_t r = 0; r < 2; ++r) {
     for (int64_t c = 0; c < x.cols; ++c) {
-      ASSERT_NO_FATAL_FAILURE(expect_near(y.at(r, c), 30 * std::tanh(x.at(r, c) / 30.0), std::abs(x.at(r, c)), "softcap", r, c));
+      ASSERT_NO_FATAL_FAILURE(
+          expect_near(y.at(r, c), 30 * std::tanh(x.at(r, c) / 30.0), std::abs(x.at(r, c)), "softcap", r, c));
     }
   }
 }
@@ -245,7 +252,8 @@ TEST_P(OpsTest, rope_turns_halves_of_every_head) {
   for (const int64_t dim : {2, 6, 16, 34, 64, 256}) {
     std::vector<float> freq(static_cast<size_t>(dim / 2));
     for (int64_t i = 0; i < dim / 2; ++i) {
-      freq[static_cast<size_t>(i)] = i % 5 == 4 ? 0.0f : static_cast<float>(std::pow(10000.0, -2.0 * double(i) / double(dim)));
+      freq[static_cast<size_t>(i)] =
+          i % 5 == 4 ? 0.0f : static_cast<float>(std::pow(10000.0, -2.0 * double(i) / double(dim)));
     }
     const std::vector<int32_t> positions = {0, 1, 77, 131071};
     Rows x(random, 4, 3 * dim);
@@ -256,7 +264,8 @@ TEST_P(OpsTest, rope_turns_halves_of_every_head) {
         const int64_t i = c % dim % (dim / 2), head = c / dim * dim;
         const double angle = double(positions[static_cast<size_t>(r)]) * freq[static_cast<size_t>(i)];
         const double a = before.at(r, head + i), b = before.at(r, head + i + dim / 2);
-        const double wanted = c % dim < dim / 2 ? a * std::cos(angle) - b * std::sin(angle) : b * std::cos(angle) + a * std::sin(angle);
+        const double wanted =
+            c % dim < dim / 2 ? a * std::cos(angle) - b * std::sin(angle) : b * std::cos(angle) + a * std::sin(angle);
         ASSERT_NO_FATAL_FAILURE(expect_near(x.at(r, c), wanted, std::abs(a) + std::abs(b), "rope", r, c));
       }
     }
@@ -272,14 +281,20 @@ struct AttendCase {
   int64_t max_blocks;
 
   AttendCase(Random& random, HeadLayout layout, int64_t block, int64_t length, int64_t rows)
-      : heads(layout), block_size(block), positions(length), k(0, 0), v(0, 0), q(random, rows, layout.q_dim()),
+      : heads(layout),
+        block_size(block),
+        positions(length),
+        k(0, 0),
+        v(0, 0),
+        q(random, rows, layout.q_dim()),
         max_blocks((length + block - 1) / block + 1) {
     const int64_t blocks = 2 * max_blocks + 1;
     k = Rows(random, blocks * block, layout.kv_dim(), 0.5f);
     v = Rows(random, blocks * block, layout.kv_dim());
     std::vector<int32_t> order(static_cast<size_t>(blocks));
     std::iota(order.begin(), order.end(), 0);
-    for (int64_t i = blocks - 1; i > 0; --i) std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(random.below(i + 1))]);
+    for (int64_t i = blocks - 1; i > 0; --i)
+      std::swap(order[static_cast<size_t>(i)], order[static_cast<size_t>(random.below(i + 1))]);
     table.assign(order.begin(), order.begin() + 2 * max_blocks);
     for (int64_t r = 0; r < rows; ++r) {
       sequence.push_back(static_cast<int32_t>(r % 2));
@@ -403,13 +418,15 @@ TEST_P(OpsTest, route_takes_the_most_probable_experts_in_order) {
   for (int64_t r = 0; r < 6; ++r) {
     std::vector<int32_t> order(13);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return logits.at(r, a) > logits.at(r, b); });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return logits.at(r, a) > logits.at(r, b); });
     double total = 0;
     for (int j = 0; j < 4; ++j) total += std::exp(double{logits.at(r, order[static_cast<size_t>(j)])});
     for (int j = 0; j < 4; ++j) {
       const int32_t e = order[static_cast<size_t>(j)];
       ASSERT_EQ(routes.id(r, j), e);
-      EXPECT_NEAR(routes.weights.at(r, j), std::exp(double{logits.at(r, e)}) / total * scales[static_cast<size_t>(e)], 1e-6);
+      EXPECT_NEAR(routes.weights.at(r, j), std::exp(double{logits.at(r, e)}) / total * scales[static_cast<size_t>(e)],
+                  1e-6);
     }
   }
 }
@@ -442,7 +459,8 @@ TEST_P(OpsTest, experts_add_up_by_weight_fused_or_apart) {
           }
         }
         const auto apply = [&](Ops& ops, Tensor out, Tensor in, Routing routing) {
-          ops.experts(out, in, routing, apart ? gate.weight : gate_up.weight, apart ? up.weight : Weight{}, down.weight, scratch.tensor());
+          ops.experts(out, in, routing, apart ? gate.weight : gate_up.weight, apart ? up.weight : Weight{}, down.weight,
+                      scratch.tensor());
         };
         run([&](Ops& ops) { apply(ops, y.tensor(), x.tensor(), routes.routing()); });
         for (int64_t r = 0; r < rows; ++r) {
@@ -453,7 +471,8 @@ TEST_P(OpsTest, experts_add_up_by_weight_fused_or_apart) {
               double g = 0, u = 0;
               for (int64_t i = 0; i < kHidden; ++i) {
                 g += double{x.at(r, i)} * (apart ? gate.at(e * kWidth + f, i) : gate_up.at(e * 2 * kWidth + f, i));
-                u += double{x.at(r, i)} * (apart ? up.at(e * kWidth + f, i) : gate_up.at(e * 2 * kWidth + kWidth + f, i));
+                u += double{x.at(r, i)} *
+                     (apart ? up.at(e * kWidth + f, i) : gate_up.at(e * 2 * kWidth + kWidth + f, i));
               }
               for (int64_t o = 0; o < kHidden; ++o) {
                 const double part = routes.weights.at(r, j) * gelu(g) * u * down.at(e * kHidden + o, f);
@@ -463,7 +482,8 @@ TEST_P(OpsTest, experts_add_up_by_weight_fused_or_apart) {
             }
           }
           for (int64_t o = 0; o < kHidden; ++o) {
-            ASSERT_NO_FATAL_FAILURE(expect_near(y.at(r, o), wanted[static_cast<size_t>(o)], size[static_cast<size_t>(o)], "experts", r, o));
+            ASSERT_NO_FATAL_FAILURE(
+                expect_near(y.at(r, o), wanted[static_cast<size_t>(o)], size[static_cast<size_t>(o)], "experts", r, o));
           }
         }
         if (GetParam().device == "reference") continue;  // Eigen's sums depend on the shape
@@ -502,7 +522,8 @@ TEST_P(OpsTest, the_smallest_tag_of_a_tensor_that_is_not_finite_comes_back) {
                 2);
     }
   }
-  EXPECT_EQ(run([&](Ops& ops) { ops.check_finite(good.tensor(), 1); }), Backend::kFinite) << "a step forgets the one before";
+  EXPECT_EQ(run([&](Ops& ops) { ops.check_finite(good.tensor(), 1); }), Backend::kFinite)
+      << "a step forgets the one before";
   Rows gap = good;
   gap.at(0, 51) = nan;  // between the rows
   EXPECT_EQ(run([&](Ops& ops) { ops.check_finite(gap.tensor(), 1); }), Backend::kFinite);
@@ -542,7 +563,8 @@ TEST_P(OpsTest, fusions_are_their_composition) {
     }
     for (const NamedFormat& format : all_formats()) {
       const int64_t cols = format.group == 1 ? 50 : format.group, width = format.group == 1 ? 70 : format.group;
-      RandomWeight gate(random, format.id, width, cols), up(random, format.id, width, cols), down(random, format.id, cols, width);
+      RandomWeight gate(random, format.id, width, cols), up(random, format.id, width, cols),
+          down(random, format.id, cols, width);
       Rows x(random, rows, cols), y(rows, cols), y2(rows, cols), scratch(rows, 2 * width), scratch2(rows, 2 * width);
       run([&](Ops& ops) {
         ops.geglu(y.tensor(), x.tensor(), gate.weight, up.weight, down.weight, scratch.tensor());

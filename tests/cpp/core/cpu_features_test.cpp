@@ -39,7 +39,9 @@ TEST_F(CpuFeaturesTest, threads_of_one_core_count_once) {
   EXPECT_EQ(physical_cores({0, 4}, path("cpu")), 2);
 }
 
-TEST_F(CpuFeaturesTest, without_topology_every_processor_is_a_core) { EXPECT_EQ(physical_cores({0, 1, 5}, path("none")), 3); }
+TEST_F(CpuFeaturesTest, without_topology_every_processor_is_a_core) {
+  EXPECT_EQ(physical_cores({0, 1, 5}, path("none")), 3);
+}
 
 TEST_F(CpuFeaturesTest, the_tightest_group_above_limits) {
   write("membership", "0::/a/b");

@@ -36,7 +36,8 @@ class FakeRunner final : public StepRunner {
  public:
   explicit FakeRunner(std::shared_ptr<FakeModel> model) : model_(std::move(model)) {
     const SchedulerLimits& limits = model_->limits.scheduler;
-    for (size_t g = 0; g < kKvGroups; ++g) kv_[g].resize(static_cast<size_t>(limits.blocks[g] * limits.block_size), {-1, -1});
+    for (size_t g = 0; g < kKvGroups; ++g)
+      kv_[g].resize(static_cast<size_t>(limits.blocks[g] * limits.block_size), {-1, -1});
   }
 
   Tensor forward(const Batch& batch) override {
@@ -56,7 +57,8 @@ class FakeRunner final : public StepRunner {
       const std::vector<int32_t> seen = look(batch, kFull, r);
       look(batch, kSliding, r);
       float* row = logits_.data() + w * model_->vocabulary;
-      for (int64_t i = 0; i < model_->vocabulary; ++i) row[i] = 0.01f * static_cast<float>((i * 7 + at(batch.positions, r)) % 13);
+      for (int64_t i = 0; i < model_->vocabulary; ++i)
+        row[i] = 0.01f * static_cast<float>((i * 7 + at(batch.positions, r)) % 13);
       row[model_->next_id ? model_->next_id(seen) : hashed_next(seen, model_->vocabulary)] = 10;
     }
     return {logits_.data(), DType::f32, wanted, model_->vocabulary, model_->vocabulary};

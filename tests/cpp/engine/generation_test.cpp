@@ -43,8 +43,9 @@ TEST(Generation, call_ends_stay_apart_when_deltas_merge) {
     one.pieces = {{Channel::call, "x"}, {Channel::call_end, ""}};
     all.append(std::move(one));
   }
-  EXPECT_EQ(all.pieces, (std::vector<Piece>{{Channel::call, "x"}, {Channel::call_end, ""}, {Channel::call, "x"},
-                                            {Channel::call_end, ""}}));
+  EXPECT_EQ(all.pieces,
+            (std::vector<Piece>{
+                {Channel::call, "x"}, {Channel::call_end, ""}, {Channel::call, "x"}, {Channel::call_end, ""}}));
 }
 
 TEST(Generation, after_the_last_delta_nothing_blocks) {

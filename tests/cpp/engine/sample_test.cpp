@@ -135,8 +135,8 @@ TEST(Sample, penalties_follow_their_formulas) {
   row.seen = seen;
   row.n_seen = 2;
   row.repetition_penalty = 2;
-  EXPECT_EQ(sample({4, 3, 2.5f}, row).id, 2);    // 2, 1.5, 2.5
-  EXPECT_EQ(sample({-1, -2, -3}, row).id, 0);    // -2, -4, -3
+  EXPECT_EQ(sample({4, 3, 2.5f}, row).id, 2);     // 2, 1.5, 2.5
+  EXPECT_EQ(sample({-1, -2, -3}, row).id, 0);     // -2, -4, -3
   EXPECT_EQ(sample({-2, -2, -3.5f}, row).id, 2);  // -4, -4, -3.5
   row.repetition_penalty = 1;
   row.frequency_penalty = 0.5f;

@@ -57,10 +57,22 @@ TEST(SamplingParams, a_wrong_field_is_named) {
       {"repetition_penalty", [](SamplingParams& p) { p.repetition_penalty = 0; }},
       {"presence_penalty", [](SamplingParams& p) { p.presence_penalty = kNaN; }},
       {"frequency_penalty", [](SamplingParams& p) { p.frequency_penalty = 1000; }},
-      {"logit_bias", [](SamplingParams& p) { p.logit_bias = {{1, 101.0f}}; }},
-      {"logit_bias", [](SamplingParams& p) { p.logit_bias = {{100, 1.0f}}; }},
-      {"logit_bias", [](SamplingParams& p) { p.logit_bias = {{1, 1.0f}, {1, 2.0f}}; }},
-      {"stop", [](SamplingParams& p) { p.stop = {"a", ""}; }},
+      {"logit_bias",
+       [](SamplingParams& p) {
+         p.logit_bias = {{1, 101.0f}};
+       }},
+      {"logit_bias",
+       [](SamplingParams& p) {
+         p.logit_bias = {{100, 1.0f}};
+       }},
+      {"logit_bias",
+       [](SamplingParams& p) {
+         p.logit_bias = {{1, 1.0f}, {1, 2.0f}};
+       }},
+      {"stop",
+       [](SamplingParams& p) {
+         p.stop = {"a", ""};
+       }},
       {"stop_token_ids", [](SamplingParams& p) { p.stop_token_ids = {-1}; }},
       {"min_tokens", [](SamplingParams& p) { p.min_tokens = -1; }},
       {"logprobs", [](SamplingParams& p) { p.logprobs = 21; }},

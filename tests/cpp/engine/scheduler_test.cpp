@@ -27,8 +27,8 @@ SchedulerLimits limits_of(int64_t full_blocks = 100, int64_t sliding_blocks = 10
 std::unique_ptr<Sequence> sequence_of(int64_t prompt, int64_t max_tokens = 100) {
   SamplingParams params;
   params.max_tokens = max_tokens;
-  return std::make_unique<Sequence>(std::vector<int32_t>(static_cast<size_t>(prompt), 3), params, std::vector<int32_t>{},
-                                    1000, nullptr, std::make_shared<Mailbox>());
+  return std::make_unique<Sequence>(std::vector<int32_t>(static_cast<size_t>(prompt), 3), params,
+                                    std::vector<int32_t>{}, 1000, nullptr, std::make_shared<Mailbox>());
 }
 
 SampledToken token_of(int32_t id) {
@@ -157,8 +157,8 @@ TEST(Scheduler, a_removed_sequence_leaves_no_block_behind) {
   EXPECT_EQ(scheduler.pool(kSliding).available(), 100);
 }
 
-// Random arrivals, lengths and ends on a pool that is too small for all: every block has one holder, ranges are covered,
-// everybody finishes, nothing leaks.
+// Random arrivals, lengths and ends on a pool that is too small for all: every block has one holder, ranges are
+// covered, everybody finishes, nothing leaks.
 TEST(Scheduler, random_load_keeps_its_invariants) {
   const unsigned seed = 31337;
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
@@ -195,7 +195,8 @@ TEST(Scheduler, random_load_keeps_its_invariants) {
       for (size_t r = 0; r < batch.ids.size(); ++r) {
         slots.insert(group.slots[r]);
         for (int32_t p = group.kv_begin[r]; p < group.kv_end[r]; ++p) {
-          ASSERT_GE(group.block_table[static_cast<size_t>(batch.sequence[r] * group.max_blocks + p / limits.block_size)], 0);
+          ASSERT_GE(
+              group.block_table[static_cast<size_t>(batch.sequence[r] * group.max_blocks + p / limits.block_size)], 0);
         }
       }
       ASSERT_EQ(slots.size(), batch.ids.size());

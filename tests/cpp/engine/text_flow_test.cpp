@@ -7,11 +7,27 @@
 namespace gemmantle {
 namespace {
 
-enum Id : int32_t { kEos, kCall, kCallEnd, kQuote, kChannel, kChannelEnd, kThought, kNewline, kE1, kE2, kHello, kWorld, kStop, kBrace };
+enum Id : int32_t {
+  kEos,
+  kCall,
+  kCallEnd,
+  kQuote,
+  kChannel,
+  kChannelEnd,
+  kThought,
+  kNewline,
+  kE1,
+  kE2,
+  kHello,
+  kWorld,
+  kStop,
+  kBrace
+};
 
 std::shared_ptr<const Vocabulary> words() {
-  const std::vector<std::string> pieces = {"<eos>", "<|tool_call>", "<tool_call|>", "<|\"|>", "<|channel>", "<channel|>",
-                                           "thought", "\n", "\xC3", "\xA9", "Hello", " world", "STOP", "call:f{}"};
+  const std::vector<std::string> pieces = {"<eos>",      "<|tool_call>", "<tool_call|>", "<|\"|>",  "<|channel>",
+                                           "<channel|>", "thought",      "\n",           "\xC3",    "\xA9",
+                                           "Hello",      " world",       "STOP",         "call:f{}"};
   return std::make_shared<const Vocabulary>(pieces, std::vector<int32_t>{},
                                             SpecialIds{{"<eos>", kEos},
                                                        {"<|tool_call>", kCall},
@@ -87,23 +103,23 @@ TEST(TextFlow, stop_strings_do_not_count_in_thoughts_and_calls) {
   SamplingParams params;
   params.channels = true;
   params.stop = {"STOP", "call:"};
-  const Result result =
-      feed(TextFlow(words(), params), {kChannel, kThought, kNewline, kStop, kChannelEnd, kHello, kCall, kBrace, kCallEnd,
-                                       kWorld, kStop, kHello});
+  const Result result = feed(TextFlow(words(), params), {kChannel, kThought, kNewline, kStop, kChannelEnd, kHello,
+                                                         kCall, kBrace, kCallEnd, kWorld, kStop, kHello});
   EXPECT_EQ(result.stop, "STOP");
-  const std::vector<Piece> wanted = {thought("STOP"), content("Hello"), {Channel::call, "call:f{}"}, {Channel::call_end, ""},
-                                     content(" world")};
+  const std::vector<Piece> wanted = {
+      thought("STOP"), content("Hello"), {Channel::call, "call:f{}"}, {Channel::call_end, ""}, content(" world")};
   EXPECT_EQ(result.pieces, wanted);
 }
 
 TEST(TextFlow, tokens_belong_to_the_channel_they_open_or_close) {
   SamplingParams params;
   params.channels = true;
-  const Result result = feed(TextFlow(words(), params), {kChannel, kThought, kNewline, kHello, kChannelEnd, kWorld, kCall,
-                                                         kBrace, kCallEnd, kEos});
+  const Result result = feed(TextFlow(words(), params), {kChannel, kThought, kNewline, kHello, kChannelEnd, kWorld,
+                                                         kCall, kBrace, kCallEnd, kEos});
   using enum Channel;
-  EXPECT_EQ(result.channels, (std::vector<Channel>{Channel::thought, Channel::thought, Channel::thought, Channel::thought,
-                                                   Channel::thought, Channel::content, call, call, call, Channel::content}));
+  EXPECT_EQ(result.channels,
+            (std::vector<Channel>{Channel::thought, Channel::thought, Channel::thought, Channel::thought,
+                                  Channel::thought, Channel::content, call, call, call, Channel::content}));
 }
 
 TEST(TextFlow, held_text_is_let_go_in_its_own_channel) {

@@ -30,7 +30,8 @@ void set_scales(Random& random, FormatId format, uint8_t* block) {
 
 }  // namespace
 
-RandomWeight::RandomWeight(Random& random, FormatId format, int64_t rows, int64_t cols, int32_t count, size_t misaligned) {
+RandomWeight::RandomWeight(Random& random, FormatId format, int64_t rows, int64_t cols, int32_t count,
+                           size_t misaligned) {
   const formats::FormatInfo info = formats::info(format);
   const int64_t row_bytes = cols / info.group * info.block_bytes;
   bytes.resize(static_cast<size_t>(rows * count * row_bytes) + misaligned);

@@ -22,7 +22,9 @@ inline uint64_t chosen_seed(uint64_t seed) {
 class Random {
  public:
   explicit Random(uint64_t seed)
-      : seed_(chosen_seed(seed)), engine_(seed_), trace_(__FILE__, __LINE__, "GEMMANTLE_TEST_SEED=" + std::to_string(seed_)) {}
+      : seed_(chosen_seed(seed)),
+        engine_(seed_),
+        trace_(__FILE__, __LINE__, "GEMMANTLE_TEST_SEED=" + std::to_string(seed_)) {}
 
   float normal() { return normal_(engine_); }
   int64_t below(int64_t n) { return static_cast<int64_t>(engine_() % static_cast<uint64_t>(n)); }
@@ -45,7 +47,8 @@ struct Rows {
   int64_t rows = 0, cols = 0, stride = 0;
   std::vector<float> values;
 
-  Rows(int64_t r, int64_t c, int64_t gap = 3) : rows(r), cols(c), stride(c + gap), values(static_cast<size_t>(r * stride), -77.0f) {}
+  Rows(int64_t r, int64_t c, int64_t gap = 3)
+      : rows(r), cols(c), stride(c + gap), values(static_cast<size_t>(r * stride), -77.0f) {}
   Rows(Random& random, int64_t r, int64_t c, float deviation = 1.0f, int64_t gap = 3) : Rows(r, c, gap) {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < cols; ++j) at(i, j) = deviation * random.normal();
@@ -71,7 +74,8 @@ struct RandomWeight {
   std::vector<float> values;  // [count * rows, cols], as the format defines them
   Weight weight;
 
-  RandomWeight(Random& random, formats::FormatId format, int64_t rows, int64_t cols, int32_t count = 1, size_t misaligned = 1);
+  RandomWeight(Random& random, formats::FormatId format, int64_t rows, int64_t cols, int32_t count = 1,
+               size_t misaligned = 1);
   float at(int64_t r, int64_t c) const { return values[static_cast<size_t>(r * weight.cols + c)]; }
 };
 
