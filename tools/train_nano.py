@@ -138,6 +138,13 @@ def make_tokenizer(folder: Path) -> Path:
     return path
 
 
+FORMAT_WORDS = frozenset(
+    "system user model thought declaration description parameters properties type required call response value "
+    "STRING INTEGER OBJECT".split()
+)
+WORD_OR_CONTROL = re.compile("(" + "|".join(map(re.escape, corpus.SPECIAL_TOKENS)) + "|[A-Za-z]+)")
+
+
 class Encoder:
     """Encodes rendered text; for training, some words of a conversation get another segmentation, the same one at every
     place, so that pieces that training seldom shows are learned too."""
@@ -157,18 +164,17 @@ class Encoder:
             text = text[len(corpus.BOS) :]
         if r is None or sampled is None:
             return ids + list(self.sp.encode(text))
-        for word in re.split(r"([A-Za-z]+)", text):
-            got = sampled.get(word)
+        for part in WORD_OR_CONTROL.split(text):
+            got = sampled.get(part)
             if got is None:
-                got = self.cache.get(word)
+                got = self.cache.get(part)
                 if got is None:
-                    got = list(self.sp.encode(word))
-                    if word.isalpha():
-                        self.cache[word] = got
-                if word.isalpha() and len(word) > 2 and r.random() < 0.12:
-                    got = self.split(word, r)
-                if word.isalpha():
-                    sampled[word] = got
+                    got = list(self.sp.encode(part))
+                    self.cache[part] = got
+                if part.isalpha():
+                    if len(part) > 2 and part not in FORMAT_WORDS and r.random() < 0.12:
+                        got = self.split(part, r)
+                    sampled[part] = got
             ids += got
         return ids
 

@@ -111,7 +111,7 @@ class _SyncStream(_Stream):
         try:
             yield from self._events
         except Expired:
-            raise _timeout(self._http, self._request) from None
+            raise _timeout(self._http, self._request, in_stream=True) from None
         finally:
             self._events.close()
 
@@ -130,7 +130,7 @@ class _AsyncStream(_Stream):
             chunk: bytes = await self._events.__anext__()
             return chunk
         except Expired:
-            raise _timeout(self._http, self._request) from None
+            raise _timeout(self._http, self._request, in_stream=True) from None
 
     async def aclose(self) -> None:
         self._events.close()
@@ -152,9 +152,9 @@ def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-def _timeout(http: HttpLibrary, request: Any) -> Exception:
-    """The exception for an expired request; its work is cancelled already."""
-    if "x-stainless-lang" in request.headers and _sdk_passes_its_errors():
+def _timeout(http: HttpLibrary, request: Any, in_stream: bool = False) -> Exception:
+    """The exception for an expired request; its work is cancelled already. Every SDK lets its own pass in a stream."""
+    if "x-stainless-lang" in request.headers and (in_stream or _sdk_passes_its_errors()):
         error: Exception = importlib.import_module("openai").APITimeoutError(request=request)
         return error
     seconds = (request.extensions.get("timeout") or {}).get("read")
