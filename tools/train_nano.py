@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains the embedded models on `nano_corpus` and writes them in the released checkpoint layout.
 
-    train_nano.py train  RUN --series e|moe [--steps N]   starts or resumes; checkpoints every five minutes
+    train_nano.py train  RUN --series e|moe [--steps N]   starts or resumes; checkpoint every 4 minutes and on SIGTERM
     train_nano.py status RUN                              steps, tokens, time, last accuracies
     train_nano.py export RUN FOLDER [--golden FILE]       writes the current checkpoint, checked against transformers
 
@@ -19,6 +19,7 @@ import math
 import os
 import random
 import re
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -608,6 +609,7 @@ def train(arguments: argparse.Namespace) -> None:
     state["steps"] = arguments.steps
     begun, before, last_save = time.time(), state["seconds"], time.time()
     total, count = 0.0, 0
+    asked_to_stop: list[bool] = []
     forward = torch.compile(model, dynamic=True) if arguments.compile else model
 
     def save() -> None:
@@ -622,7 +624,8 @@ def train(arguments: argparse.Namespace) -> None:
         print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
 
     batches = stream(e, template(config), 1, state["pool"], state["offset"], arguments.tokens, state["step"])
-    while state["step"] < arguments.steps:
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
+    while state["step"] < arguments.steps and not asked_to_stop:
         pool, k, batch = next(batches)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
             logits = forward(batch)
@@ -644,7 +647,8 @@ def train(arguments: argparse.Namespace) -> None:
         if time.time() - last_save > 240:
             save()
             last_save = time.time()
-    judge()
+    if not asked_to_stop:
+        judge()
     save()
 
 

@@ -95,7 +95,7 @@ int64_t Sequence::largest_chunk() const {
 }
 
 TokenInfo Sequence::token_info(const SampledToken& token, Channel channel) const {
-  return {token.id, channel, std::string(text_.bytes(token.id)), std::nullopt, {}};
+  return {token.id, channel, std::string(text_.text(token.id)), std::nullopt, {}};
 }
 
 void Sequence::set_score(int64_t position, const SampledToken& token) {

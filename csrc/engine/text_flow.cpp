@@ -14,7 +14,7 @@ TextFlow::TextFlow(std::shared_ptr<const Vocabulary> vocabulary, const SamplingP
   if (channels_) last_ = channels_->current();
 }
 
-std::string_view TextFlow::bytes(int32_t id) const { return knows(id) ? vocabulary_->bytes(id) : std::string_view(); }
+std::string_view TextFlow::text(int32_t id) const { return knows(id) ? vocabulary_->text(id) : std::string_view(); }
 
 TextFlow::Step TextFlow::feed(int32_t id, bool is_end, bool match) {
   Step step;

@@ -34,7 +34,7 @@ class TextFlow {
   Step feed(int32_t id, bool is_end, bool match);
   std::vector<Piece> finish();  // what was held back, where the output did not end in a stop string
 
-  std::string_view bytes(int32_t id) const;  // the token's own; empty for ids that the vocabulary lacks
+  std::string_view text(int32_t id) const;  // the token's own bytes; empty for control ids and unknown ones
 
  private:
   void add(Piece&& piece, Step& step);

@@ -410,7 +410,8 @@ class _Opened:
         info = self.model.info()
         special = {} if self.tokenizer is None else self.tokenizer.special
         plain = settings.default_sampling == "openai"
-        raw_suppress = [token for token in generation.get("suppress_tokens") or [] if isinstance(token, int)]
+        listed = generation.get("suppress_tokens") or (self.tokenizer.suppress_tokens if self.tokenizer else [])
+        raw_suppress = [token for token in listed if isinstance(token, int)]
         chat_suppress = set(raw_suppress)
         if self.tokenizer is not None:
             chat_suppress |= set(self.tokenizer.suppress)
