@@ -81,7 +81,9 @@ SamplingParams make_params(int64_t max_tokens, double temperature, double top_p,
                            std::vector<std::string> stop, const std::vector<long long>& stop_token_ids, bool ignore_eos,
                            int64_t min_tokens, long long logprobs, long long prompt_logprobs,
                            const std::vector<long long>& suppress, bool include_stop, bool channels,
-                           bool start_in_thought, bool single_call) {
+                           bool start_in_thought, bool single_call, bool constrained,
+                           const std::vector<long long>& suppress_in_thought, int64_t thinking_budget,
+                           const std::vector<long long>& thought_end) {
   SamplingParams params;
   params.max_tokens = max_tokens;
   params.temperature = temperature;
@@ -110,6 +112,10 @@ SamplingParams make_params(int64_t max_tokens, double temperature, double top_p,
   params.channels = channels;
   params.start_in_thought = start_in_thought;
   params.single_call = single_call;
+  params.constrained = constrained;
+  params.suppress_in_thought = to_ids(suppress_in_thought, "suppress_in_thought");
+  params.thinking_budget = thinking_budget;
+  params.thought_end = to_ids(thought_end, "thought_end");
   params.validate();
   return params;
 }
@@ -147,6 +153,21 @@ std::optional<Delta> next_of(Generation& generation, std::optional<double> timeo
     return waited;
   });
   return std::move(got.delta);
+}
+
+TokenMask to_mask(const std::optional<py::array>& mask) {
+  if (!mask) return std::nullopt;
+  const py::dtype type = mask->dtype();
+  if (!py::dtype::of<int32_t>().equal(type) && !py::dtype::of<uint32_t>().equal(type)) {
+    throw py::type_error(
+        str("mask is an array of ", py::str(type).cast<std::string>(), "; it must be one of int32 or uint32"));
+  }
+  if (mask->ndim() != 1 || (mask->flags() & py::array::c_style) == 0) {
+    throw Error(ErrorCode::invalid_argument,
+                str("mask is an array of ", mask->ndim(), " dimensions; it must be contiguous and have one"), "mask");
+  }
+  const auto* words = static_cast<const uint32_t*>(mask->data());
+  return std::vector<uint32_t>(words, words + mask->size());
 }
 
 py::array_t<float> logits_of(PyEngine& engine, const py::array& ids, const std::optional<std::vector<int64_t>>& chunks,
@@ -201,11 +222,14 @@ void bind_params(py::module_& m) {
           py::arg("stop_token_ids") = py::list(), py::arg("ignore_eos") = false, py::arg("min_tokens") = 0,
           py::arg("logprobs") = -1, py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(),
           py::arg("include_stop") = false, py::arg("channels") = false, py::arg("start_in_thought") = false,
-          py::arg("single_call") = false,
+          py::arg("single_call") = false, py::arg("constrained") = false, py::arg("suppress_in_thought") = py::list(),
+          py::arg("thinking_budget") = -1, py::arg("thought_end") = py::list(),
           "max_tokens: -1 up to the context, 0 prompt work only. temperature 0: arg-max, ties to the lowest id.\n"
           "Order: logit bias and penalties, suppressed ids, temperature, top_k, top_p, min_p, draw by (seed, choice,\n"
           "position). logprobs, prompt_logprobs: -1 off, else 0 to 20 alternatives. channels: follow the control ids;\n"
-          "otherwise every token is content. single_call: end after the first complete tool call.\n\n"
+          "otherwise every token is content. single_call: end after the first complete tool call.\n"
+          "constrained: every token outside thoughts waits for Generation.allow. thinking_budget: tokens of thoughts,\n"
+          "-1 free; at the budget the ids of thought_end are forced.\n\n"
           "Raises RequestError with the field as param.");
 }
 
@@ -233,6 +257,8 @@ void bind_deltas(py::module_& m) {
           },
           "None, stop, length or cancelled.")
       .def_property_readonly("stop_reason", &stop_reason_of, "The stop string or the id that ended it.")
+      .def_readonly("awaits_mask", &Delta::awaits_mask, "Nothing more comes until Generation.allow.")
+      .def_readonly("thought_cut", &Delta::thought_cut, "A thought was closed at its budget.")
       .def_property_readonly("usage", &usage_of, "At the end: prompt, completion, reasoning and cached tokens.");
 
   py::class_<Generation>(m, "Generation", "A running request. Dropping it cancels it.")
@@ -242,6 +268,12 @@ void bind_deltas(py::module_& m) {
       .def(
           "try_next", [](Generation& self) { return self.try_next(); }, "next(0) without waiting.")
       .def("fileno", &Generation::fileno, "A descriptor that is readable while a delta waits; owned by this object.")
+      .def(
+          "allow", [](Generation& self, const std::optional<py::array>& mask) { self.allow(to_mask(mask)); },
+          py::arg("mask").none(true),
+          "What the next token may be: int32 or uint32 [ceil(vocabulary / 32)], bit i % 32 of word i / 32; None for\n"
+          "everything. Copied. One hand-in for one token of a constrained request, the first included; those inside\n"
+          "thoughts take none. Raises RequestError.")
       .def("cancel", &Generation::cancel, "Ends the request at its next step. Idempotent.")
       .def_property_readonly("prompt_logprobs", &Generation::prompt_logprobs,
                              "One Token a prompt token, the first None; empty until the end.");

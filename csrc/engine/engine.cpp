@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -49,6 +50,8 @@ struct Engine::Parts {
   void work();
   bool take_in();
   void drop_cancelled();
+  void take_masks();
+  bool has_news() const;
   void step();
   void publish(const std::vector<ScheduledRows>& plan);
   void finish(Sequence& sequence, Delta&& last);
@@ -65,9 +68,11 @@ struct Engine::Parts {
   BatchBuilder builder;
   std::vector<SampledToken> sampled;
   EngineStats counts;
+  bool only_waits = false;  // everything there is waits for masks
 
-  mutable std::mutex mutex;
-  std::condition_variable wake;
+  const std::shared_ptr<Bell> bell = std::make_shared<Bell>();
+  std::mutex& mutex = bell->mutex;
+  std::condition_variable& wake = bell->wake;
   std::vector<std::unique_ptr<Sequence>> inbox;
   EngineStats stats;
   bool is_closing = false;
@@ -159,7 +164,7 @@ Generation Engine::enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, 
     }
   }
 
-  auto mailbox = std::make_shared<Mailbox>();
+  auto mailbox = std::make_shared<Mailbox>(params.constrained ? limits.vocabulary : 0, parts_->bell);
   Generation generation(mailbox);
   auto sequence = std::make_unique<Sequence>(std::move(ids), std::move(params), parts_->options.eos_ids,
                                              limits.max_context, parts_->vocabulary, std::move(mailbox));
@@ -214,6 +219,7 @@ void Engine::close() {
 void Engine::Parts::work() {
   while (take_in()) {
     drop_cancelled();
+    take_masks();
     if (!scheduler.is_empty()) step();
     publish_stats();
   }
@@ -227,7 +233,13 @@ void Engine::Parts::work() {
 // Waits for something to do. False when the engine closes.
 bool Engine::Parts::take_in() {
   std::unique_lock lock(mutex);
-  if (scheduler.is_empty()) wake.wait(lock, [&] { return is_closing || !inbox.empty(); });
+  const auto is_awake = [&] { return is_closing || !inbox.empty() || has_news(); };
+  if (scheduler.is_empty()) {
+    wake.wait(lock, is_awake);
+  } else if (only_waits) {
+    // Cancellations may come without a ring, and those that wait for too long are looked at again.
+    wake.wait_for(lock, std::chrono::milliseconds(20), is_awake);
+  }
   for (std::unique_ptr<Sequence>& sequence : inbox) scheduler.add(std::move(sequence));
   inbox.clear();
   // Counted here, so that a request is never in neither the inbox nor the queue.
@@ -242,8 +254,33 @@ void Engine::Parts::drop_cancelled() {
   }
 }
 
+bool Engine::Parts::has_news() const {
+  for (const Sequence* sequence : scheduler.sequences()) {
+    const Mailbox& mailbox = sequence->mailbox();
+    if (mailbox.is_cancelled() || (sequence->awaits_mask() && mailbox.has_mask())) return true;
+  }
+  return false;
+}
+
+void Engine::Parts::take_masks() {
+  constexpr std::chrono::milliseconds kPatience(250);  // many times what a mask takes
+  for (Sequence* sequence : scheduler.sequences()) {
+    if (!sequence->awaits_mask()) continue;
+    if (sequence->mailbox().has_mask()) {
+      sequence->set_mask(sequence->mailbox().take_mask());
+      continue;
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (!sequence->waits_since) sequence->waits_since = now;
+    sequence->is_slow = now - *sequence->waits_since > kPatience;
+  }
+}
+
 void Engine::Parts::step() {
   const std::vector<ScheduledRows> plan = scheduler.plan();
+  const std::vector<Sequence*> all = scheduler.sequences();
+  only_waits = plan.empty() && std::any_of(all.begin(), all.end(), [](const Sequence* s) { return s->awaits_mask(); });
+  if (only_waits) return;
   if (plan.empty()) {
     // A sequence that is alone always fits, so this is a fault of ours; ending one keeps the others alive.
     fail(*scheduler.sequences().front(), Error(ErrorCode::internal, "no sequence could be scheduled"));

@@ -2,7 +2,8 @@
 //
 // Each round of the worker: take in new requests and cancellations, schedule, forward, sample, publish. Consumers never
 // touch the model; they talk to mailboxes. A step that fails ends the sequences of that step with its error, and the
-// engine goes on. All methods may be called from any thread; after a fork the child is refused.
+// engine goes on. A constrained sequence that waits for its mask takes no part in steps; one that waits for long gives
+// its place to others where they need it. All methods may be called from any thread; after a fork the child is refused.
 #pragma once
 
 #include <sys/types.h>

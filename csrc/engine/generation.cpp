@@ -37,9 +37,11 @@ void Delta::append(Delta&& later) {
   if (later.finish != FinishReason::none) finish = later.finish;
   if (later.stop_reason.index() != 0) stop_reason = std::move(later.stop_reason);
   if (later.usage) usage = later.usage;
+  awaits_mask = later.awaits_mask;
+  thought_cut = thought_cut || later.thought_cut;
 }
 
-Mailbox::Mailbox() = default;
+Mailbox::Mailbox(int64_t vocabulary, std::shared_ptr<Bell> bell) : vocabulary_(vocabulary), bell_(std::move(bell)) {}
 
 Mailbox::~Mailbox() {
   if (event_fd_ >= 0) ::close(event_fd_);
@@ -75,6 +77,39 @@ void Mailbox::fail(const Error& error) {
   error_ = error;
   ended_ = true;
   signal();
+}
+
+// Without the bell's lock a ring may be missed; the worker looks again on its own.
+void Mailbox::cancel() {
+  cancelled_.store(true, std::memory_order_relaxed);
+  if (bell_) bell_->wake.notify_one();
+}
+
+void Mailbox::allow(TokenMask mask) {
+  if (vocabulary_ == 0) {
+    throw Error(ErrorCode::invalid_argument, "this request takes no masks: submit it with constrained=True", "mask");
+  }
+  const auto words = static_cast<size_t>((vocabulary_ + 31) / 32);
+  if (mask && mask->size() != words) {
+    throw Error(ErrorCode::invalid_argument,
+                str("the mask has ", mask->size(), " words; a vocabulary of ", vocabulary_, " ids takes ", words,
+                    " of 32 bits"),
+                "mask");
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    mask_ = std::move(mask);
+    has_mask_.store(true, std::memory_order_release);
+  }
+  if (!bell_) return;
+  { const std::lock_guard lock(bell_->mutex); }  // the worker either sees the mask or is asleep by now
+  bell_->wake.notify_one();
+}
+
+TokenMask Mailbox::take_mask() {
+  const std::lock_guard lock(mutex_);
+  has_mask_.store(false, std::memory_order_relaxed);
+  return std::exchange(mask_, std::nullopt);
 }
 
 std::optional<Delta> Mailbox::next(std::optional<double> timeout_s) {
@@ -151,6 +186,11 @@ bool Generation::is_over() const {
 int Generation::fileno() {
   refuse_in_child(owner_);
   return mailbox_->fileno();
+}
+
+void Generation::allow(TokenMask mask) {
+  refuse_in_child(owner_);
+  mailbox_->allow(std::move(mask));
 }
 
 void Generation::cancel() {

@@ -50,6 +50,8 @@ struct Delta {
   FinishReason finish = FinishReason::none;
   StopReason stop_reason;
   std::optional<Usage> usage;  // with the last delta
+  bool awaits_mask = false;    // nothing more comes until Generation::allow
+  bool thought_cut = false;    // a thought was closed because its budget was used up
 
   // Appends what came later. Adjacent pieces of one channel are joined.
   void append(Delta&& later);
@@ -58,9 +60,19 @@ struct Delta {
 
 using PromptLogprobs = std::vector<std::optional<TokenInfo>>;  // [prompt]; the first has none
 
+// Wakes the engine's worker. Shared with the mailboxes, which may outlive the engine.
+struct Bell {
+  std::mutex mutex;
+  std::condition_variable wake;
+};
+
+// The ids that may be drawn next, as bit i % 32 of word i / 32; nothing: all of them.
+using TokenMask = std::optional<std::vector<uint32_t>>;
+
 class Mailbox {
  public:
-  Mailbox();
+  // `vocabulary`: ids of a mask; 0: the request takes none. `bell` may be null: then nobody waits for masks.
+  explicit Mailbox(int64_t vocabulary = 0, std::shared_ptr<Bell> bell = nullptr);
   ~Mailbox();
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
@@ -70,9 +82,12 @@ class Mailbox {
   void finish(Delta&& last, PromptLogprobs&& prompt);
   void fail(const Error& error);
   bool is_cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  bool has_mask() const { return has_mask_.load(std::memory_order_acquire); }
+  TokenMask take_mask();
 
   // The consumer's side.
-  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  void cancel();
+  void allow(TokenMask mask);
   std::optional<Delta> next(std::optional<double> timeout_s);
   bool is_over() const;  // ended, and every delta read
   int fileno();
@@ -82,7 +97,11 @@ class Mailbox {
   bool is_readable() const { return has_pending_ || (error_ && !error_seen_); }
   void signal();  // with the lock held
 
+  const int64_t vocabulary_;
+  const std::shared_ptr<Bell> bell_;
   std::atomic<bool> cancelled_{false};
+  std::atomic<bool> has_mask_{false};
+  TokenMask mask_;
   mutable std::mutex mutex_;
   std::condition_variable readable_;
   Delta pending_;
@@ -110,7 +129,10 @@ class Generation {
 
   // An eventfd that is readable while something waits; made on the first call, owned by the generation.
   int fileno();
-  void cancel();                           // idempotent, takes no lock; works at the next step
+  void cancel();  // idempotent, takes no lock; works at the next step
+  // A constrained request: the ids of its next token. One hand-in for one token, at any time before it is drawn; a
+  // second one replaces the first. Throws invalid_argument for a mask of the wrong size, and where none is taken.
+  void allow(TokenMask mask);
   PromptLogprobs prompt_logprobs() const;  // empty until the end
 
  private:

@@ -48,12 +48,20 @@ void SamplingParams::validate() const {
   require(logprobs >= -1 && logprobs <= kMaxTopLogprobs, "logprobs", str(logprobs), "-1 (off) or 0 to 20");
   require(prompt_logprobs >= -1 && prompt_logprobs <= kMaxTopLogprobs, "prompt_logprobs", str(prompt_logprobs),
           "-1 (off) or 0 to 20");
+  require(thinking_budget >= -1 && thinking_budget <= kMost, "thinking_budget", str(thinking_budget),
+          "-1 (free) or a number of tokens");
+  require(thinking_budget < 0 || channels, "thinking_budget", str(thinking_budget),
+          "-1 where channels are not followed: set channels");
+  require(thinking_budget < 0 || !thought_end.empty(), "thought_end", "empty",
+          "the ids that close a thought, since thinking_budget is set");
 }
 
 void SamplingParams::validate(int64_t vocabulary) const {
   validate();
   require_ids(stop_token_ids, vocabulary, "stop_token_ids");
   require_ids(suppress, vocabulary, "suppress");
+  require_ids(suppress_in_thought, vocabulary, "suppress_in_thought");
+  require_ids(thought_end, vocabulary, "thought_end");
   std::vector<int32_t> biased;
   for (const auto& entry : logit_bias) biased.push_back(entry.first);
   require_ids(biased, vocabulary, "logit_bias");

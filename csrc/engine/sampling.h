@@ -32,6 +32,11 @@ struct SamplingParams {
   bool start_in_thought = false;  // the prompt ended inside an open thought
   bool single_call = false;       // end after the first complete call
 
+  bool constrained = false;                  // every token outside thoughts waits for Generation::allow
+  std::vector<int32_t> suppress_in_thought;  // ids that are never drawn inside a thought, besides `suppress`
+  int64_t thinking_budget = -1;              // tokens of thoughts; -1: as many as the model likes
+  std::vector<int32_t> thought_end;          // ids that close a thought whose budget is used up
+
   // Throws invalid_argument with the field as param.
   void validate() const;
   // What can be checked only when the model is known: ids lie in its vocabulary.

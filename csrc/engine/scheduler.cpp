@@ -40,7 +40,7 @@ const std::vector<ScheduledRows>& Scheduler::plan() {
 }
 
 int64_t Scheduler::prefill_rows(const Sequence& sequence) const {
-  int64_t rows = sequence.pending();
+  int64_t rows = sequence.computable();
   const auto next = std::upper_bound(sequence.chunk_ends.begin(), sequence.chunk_ends.end(), sequence.computed);
   if (next != sequence.chunk_ends.end()) return std::min(rows, *next - sequence.computed);
   rows = std::min(rows, rows_left_);
@@ -61,9 +61,34 @@ bool Scheduler::schedule(Sequence& sequence, int64_t rows) {
 }
 
 bool Scheduler::admit_next() {
-  if (waiting_.empty() || running() >= limits_.max_sequences) return false;
-  Sequence& sequence = *waiting_.front();
-  if (prefill_rows(sequence) == 0) return false;
+  // Those with nothing to do but to wait for a mask hold up nobody in the queue.
+  const auto next = std::find_if(waiting_.begin(), waiting_.end(),
+                                 [](const auto& entry) { return entry->computable() > 0 && !entry->is_slow; });
+  if (next == waiting_.end() || prefill_rows(**next) == 0) return false;
+  const auto at = next - waiting_.begin();
+  while (!fits(**(waiting_.begin() + at))) {
+    if (!evict_slow()) return false;  // goes to the end of the queue
+  }
+  running_.push_back(std::move(*(waiting_.begin() + at)));
+  waiting_.erase(waiting_.begin() + at);
+  return true;
+}
+
+bool Scheduler::evict_slow() {
+  const auto slow = std::find_if(running_.begin(), running_.end(),
+                                 [](const auto& entry) { return entry->is_slow && entry->computable() == 0; });
+  if (slow == running_.end()) return false;
+  std::unique_ptr<Sequence> sequence = std::move(*slow);
+  running_.erase(slow);
+  release(*sequence);
+  sequence->computed = 0;
+  waiting_.push_back(std::move(sequence));
+  ++preemptions_;
+  return true;
+}
+
+bool Scheduler::fits(const Sequence& sequence) const {
+  if (running() >= limits_.max_sequences) return false;
   for (int group = 0; group < kKvGroups; ++group) {
     // Those that run keep a block each to grow into; a sequence that is alone always fits.
     const int64_t spare = running_.empty() ? 0 : running();
@@ -71,8 +96,6 @@ bool Scheduler::admit_next() {
     const int64_t needed = blocks_needed(limits_, group, sequence.size() + 1, chunk);
     if (needed > 0 && !running_.empty() && needed + spare > pool(group).available()) return false;
   }
-  running_.push_back(std::move(waiting_.front()));
-  waiting_.pop_front();
   return true;
 }
 

@@ -3,7 +3,8 @@
 // A step takes one row of every sequence that decodes, then as much prompt as fits the budget of rows, oldest first.
 // A sequence is admitted when the blocks of all its tokens are free; the full group's are taken at once, the sliding
 // group's as it goes, and those behind the window are given back. When blocks run out the youngest sequence gives its
-// own back and waits to be computed again. Numbers only: no model, no threads.
+// own back and waits to be computed again. A sequence that waits for its mask stays out of the step, and leaves when it
+// is slow and others need its place. Numbers only: no model, no threads.
 #pragma once
 
 #include <array>
@@ -36,7 +37,8 @@ class Scheduler {
   explicit Scheduler(const SchedulerLimits& limits);
 
   void add(std::unique_ptr<Sequence> sequence);  // behind all that wait
-  // The next step; empty only when there is nothing to do. Valid until the next call of plan or remove.
+  // The next step; empty only when there is nothing to do, or nothing but to wait for masks. Valid until the next call
+  // of plan or remove.
   const std::vector<ScheduledRows>& plan();
   // Takes a sequence out, wherever it is, and its blocks back.
   std::unique_ptr<Sequence> remove(const Sequence* sequence);
@@ -58,6 +60,8 @@ class Scheduler {
   void release_behind_window(Sequence& sequence);
   void release(Sequence& sequence);
   void preempt_youngest();
+  bool evict_slow();  // one that is slow; false when there is none
+  bool fits(const Sequence& sequence) const;
   bool admit_next();
   int64_t prefill_rows(const Sequence& sequence) const;
 

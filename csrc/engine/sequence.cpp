@@ -29,14 +29,36 @@ Sequence::Sequence(std::vector<int32_t> prompt, SamplingParams params, const std
   const int64_t room = std::max<int64_t>(0, max_context - prompt_size_);
   limit_ = params_.max_tokens < 0 ? room : std::min(params_.max_tokens, room);
   if (!params_.ignore_eos) eos_ = eos;
-  banned_ = params_.suppress;
-  banned_early_ = banned_;
-  banned_early_.insert(banned_early_.end(), eos_.begin(), eos_.end());
-  banned_early_.insert(banned_early_.end(), params_.stop_token_ids.begin(), params_.stop_token_ids.end());
+  const auto also = [](std::vector<int32_t>& ids, const std::vector<int32_t>& more) {
+    ids.insert(ids.end(), more.begin(), more.end());
+  };
+  for (auto& [late, early] : banned_) {
+    late = params_.suppress;
+    if (&late == &banned_[true][false]) also(late, params_.suppress_in_thought);
+    early = late;
+    also(early, eos_);
+    also(early, params_.stop_token_ids);
+  }
   for (const auto& [id, bias] : params_.logit_bias) bias_.push_back({id, bias});
   for (const int32_t id : tokens_) count(id);
   for (TokenCount& entry : seen_) entry.count = 0;
   if (params_.prompt_logprobs >= 0) prompt_logprobs_.resize(static_cast<size_t>(prompt_size_));
+  close_thought_at_budget();
+}
+
+void Sequence::set_mask(TokenMask mask) {
+  mask_ = std::move(mask);
+  has_mask_ = true;
+  waits_since.reset();
+  is_slow = false;
+}
+
+// Nothing is forced while the name of the channel is still being written.
+bool Sequence::close_thought_at_budget() {
+  const int64_t budget = params_.thinking_budget;
+  if (budget < 0 || reasoning_ < budget || !forced_.empty() || !text_.in_thought()) return false;
+  forced_.assign(params_.thought_end.rbegin(), params_.thought_end.rend());
+  return true;
 }
 
 // Without penalties nothing is counted.
@@ -67,7 +89,9 @@ SampleRow Sequence::sample_row(int64_t position) const {
   row.n_seen = static_cast<int64_t>(seen_.size());
   row.bias = bias_.data();
   row.n_bias = static_cast<int64_t>(bias_.size());
-  const std::vector<int32_t>& banned = output_size() < params_.min_tokens ? banned_early_ : banned_;
+  if (!forced_.empty()) row.forced = forced_.back();
+  if (has_mask_ && mask_) row.allowed = mask_->data();
+  const std::vector<int32_t>& banned = banned_[text_.in_thought()][output_size() < params_.min_tokens];
   row.banned = banned.data();
   row.n_banned = static_cast<int64_t>(banned.size());
   row.seed = params_.seed;
@@ -109,6 +133,8 @@ Delta Sequence::accept(const SampledToken& token) {
   const bool may_stop = output_size() >= params_.min_tokens;
   tokens_.push_back(token.id);
   count(token.id);
+  has_mask_ = false;
+  if (!forced_.empty()) forced_.pop_back();
   const bool is_eos = may_stop && contains(eos_, token.id);
   const bool is_stop_id = may_stop && contains(params_.stop_token_ids, token.id);
   const bool is_end = (is_eos || is_stop_id) && !params_.include_stop;
@@ -133,6 +159,9 @@ Delta Sequence::accept(const SampledToken& token) {
     delta.append(end(FinishReason::stop));
   } else if (output_size() == limit_) {
     delta.append(end(FinishReason::length));
+  } else {
+    delta.thought_cut = close_thought_at_budget();
+    delta.awaits_mask = awaits_mask();
   }
   return delta;
 }

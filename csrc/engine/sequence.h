@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -33,6 +34,8 @@ class Sequence {
   int64_t prompt_size() const { return prompt_size_; }
   int64_t output_size() const { return size() - prompt_size_; }
   int64_t pending() const { return size() - computed; }
+  // Rows that may run now: the last one, which draws, waits for its mask.
+  int64_t computable() const { return pending() - (awaits_mask() ? 1 : 0); }
   int32_t token(int64_t position) const { return tokens_[static_cast<size_t>(position)]; }
   const SamplingParams& params() const { return params_; }
   Mailbox& mailbox() const { return *mailbox_; }
@@ -44,6 +47,12 @@ class Sequence {
   bool wants_all() const {
     return (params_.prompt_logprobs >= 0 && computed + 1 < prompt_size_) || (sink && !sink->last_only);
   }
+
+  // Whether the next token is drawn only after a hand-in. Thoughts run free, and forced ids need no mask.
+  bool awaits_mask() const {
+    return params_.constrained && !has_mask_ && limit_ > output_size() && forced_.empty() && !text_.in_thought();
+  }
+  void set_mask(TokenMask mask);
 
   // The row for the sampler; its views live until the next token.
   SampleRow sample_row(int64_t position) const;
@@ -57,7 +66,9 @@ class Sequence {
   PromptLogprobs take_prompt_logprobs() { return std::move(prompt_logprobs_); }
   bool is_complete() const { return pending() == 0 && limit_ == output_size(); }
 
-  int64_t computed = 0;  // positions whose K and V are stored
+  int64_t computed = 0;                                              // positions whose K and V are stored
+  std::optional<std::chrono::steady_clock::time_point> waits_since;  // for its mask
+  bool is_slow = false;                                              // others may have its place
 
   // Physical block of each logical block, -1 where it was given back; `first` is the first that is held.
   struct Blocks {
@@ -73,14 +84,18 @@ class Sequence {
  private:
   TokenInfo token_info(const SampledToken& token, Channel channel) const;
   void count(int32_t id);
+  bool close_thought_at_budget();  // true when its end is forced from now on
   Usage usage() const;
 
   std::vector<int32_t> tokens_;  // prompt, then output
   int64_t prompt_size_;
   SamplingParams params_;
-  int64_t limit_;                               // most tokens of output
-  std::vector<int32_t> eos_;                    // empty with ignore_eos
-  std::vector<int32_t> banned_, banned_early_;  // the latter while the output is shorter than min_tokens
+  int64_t limit_;                      // most tokens of output
+  std::vector<int32_t> eos_;           // empty with ignore_eos
+  std::vector<int32_t> banned_[2][2];  // [in a thought][while the output is shorter than min_tokens]
+  std::vector<int32_t> forced_;        // ids that come next whatever the model says, last first
+  bool has_mask_ = false;
+  TokenMask mask_;
   std::vector<TokenBias> bias_;
   std::vector<TokenCount> seen_;  // kept where a penalty needs it
   std::unordered_map<int32_t, size_t> seen_index_;

@@ -35,6 +35,7 @@ class TextFlow {
   std::vector<Piece> finish();  // what was held back, where the output did not end in a stop string
 
   std::string_view text(int32_t id) const;  // the token's own bytes; empty for control ids and unknown ones
+  bool in_thought() const { return channels_ && channels_->in_thought(); }
 
  private:
   void add(Piece&& piece, Step& step);

@@ -43,6 +43,8 @@ class Channels {
   // Where text of the next id would go. A channel whose name is still being written counts as a thought.
   Channel current() const;
   bool call_is_open() const { return state_ == State::call; }
+  // Inside a thought whose name is complete: what comes next is the model's own.
+  bool in_thought() const { return state_ == State::thought || state_ == State::nested_name; }
 
  private:
   enum class State : uint8_t { content, turn_header, channel_name, thought, nested_name, call, after_call };

@@ -5,16 +5,20 @@ Requests are validated by the same readers as the client's; only the outside dif
 
 from __future__ import annotations
 
+import json
+import select
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gemmantle.api.chat import prepare
 from gemmantle.api.common import admit
+from gemmantle.api.constraints import build_grammar
 from gemmantle.api.protocol import Delta, Sampling, ServingEngine
 from gemmantle.api.schemas import read_chat, read_completion
-from gemmantle.api.stream import Work
-from gemmantle.chat.parser import Call, Content, OutputParser, Reasoning
+from gemmantle.api.stream import SLICE_S, Work
+from gemmantle.chat.parser import Call, CallPart, Content, OutputParser, Reasoning
 from gemmantle.errors import RequestError
 
 __all__ = ["Result", "TokenLogprob", "Usage", "generate"]
@@ -64,9 +68,9 @@ def generate(engine: ServingEngine, requests: Iterable[dict[str, Any]], ahead: i
         for number, request in enumerate(requests):
             waiting.append(_begin(engine, number, request))
             if len(waiting) >= ahead:
-                yield _finish(waiting.popleft())
+                yield _finish(waiting)
         while waiting:
-            yield _finish(waiting.popleft())
+            yield _finish(waiting)
     finally:
         for pending in waiting:
             if isinstance(pending, _Pending):
@@ -96,10 +100,9 @@ def _submit(engine: ServingEngine, request: Any) -> _Pending:
 
 def _submit_chat(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
     read = read_chat(body, engine.profile)
-    prompt = engine.render_chat(read.messages, read.tools, read.thinking)
-    read.sampling.start_in_thought = prompt.starts_in_thought
-    work, _ = admit(engine, [(prompt.ids(), [read.sampling])], "messages")
-    return _Pending(work, read.sampling, OutputParser(read.tools))
+    ids, grammar, guide = prepare(read, engine)
+    work, _ = admit(engine, [(ids, [read.sampling])], "messages", guide)
+    return _Pending(work, read.sampling, OutputParser(read.tools, constrained=grammar is not None))
 
 
 def _submit_prompt(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
@@ -113,7 +116,8 @@ def _submit_prompt(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
         raise RequestError("one prompt a request, without echo: send several requests", param="prompt")
     [prompt] = read.prompts
     ids = engine.encode_prompt(prompt, read.add_bos) if isinstance(prompt, str) else prompt
-    work, _ = admit(engine, [(ids, [read.sampling])], "prompt")
+    grammar = build_grammar(engine, read.sampling, read.form)
+    work, _ = admit(engine, [(ids, [read.sampling])], "prompt", grammar.guide if grammar else None)
     return _Pending(work, read.sampling, None)
 
 
@@ -124,13 +128,36 @@ class _Pending:
         self.work = work
         self._parser = parser
         self._result = Result(logprobs=[] if sampling.logprobs >= 0 else None)
+        self._error: Exception | None = None
+        self._arguments: list[str] = []  # of the call that is open, under a grammar
+        self._name = ""
         self._content: list[str] = []
         self._reasoning: list[str] = []
 
-    def finish(self) -> Result:
-        while self.work.running:
-            for _, delta in self.work.collect(None):
+    def poll(self) -> None:
+        """Take what is there. An error comes up again when it is this one's turn."""
+        try:
+            for _, delta in self.work.poll():
                 self._add(delta)
+        except Exception as exc:
+            self._error = exc
+
+    def finish(self, others: Sequence[_Pending]) -> Result:
+        """The result. Others that are constrained only go on while they are read."""
+        while self.work.running and self._error is None:
+            if not others:
+                for _, delta in self.work.collect(None):
+                    self._add(delta)
+                continue
+            poll = select.poll()
+            for pending in (self, *others):
+                for descriptor in pending.work.filenos():
+                    poll.register(descriptor, select.POLLIN)
+            poll.poll(SLICE_S * 1000)
+            for pending in (self, *others):
+                pending.poll()
+        if self._error is not None:
+            raise self._error
         result = self._result
         result.text = "".join(self._content)
         result.reasoning = "".join(self._reasoning) or None
@@ -163,11 +190,18 @@ class _Pending:
                 self._content.append(event.text)
             elif isinstance(event, Reasoning):
                 self._reasoning.append(event.text)
+            elif isinstance(event, CallPart):
+                self._name = event.name or self._name
+                self._arguments.append(event.text)
+                if event.is_end:
+                    self._result.tool_calls.append(Call(self._name, json.loads("".join(self._arguments))))
+                    self._arguments.clear()
             else:
                 self._result.tool_calls.append(event)
 
 
-def _finish(pending: _Pending | RequestError) -> Result:
-    if isinstance(pending, RequestError):
-        raise pending
-    return pending.finish()
+def _finish(waiting: deque[_Pending | RequestError]) -> Result:
+    first = waiting.popleft()
+    if isinstance(first, RequestError):
+        raise first
+    return first.finish([pending for pending in waiting if isinstance(pending, _Pending) and pending.work.guided])

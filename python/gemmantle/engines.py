@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
+    from gemmantle.structured import Compiler
 
 __all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "check_options", "load"]
 
@@ -318,6 +319,9 @@ class Engine:
         pieces = self._use().pieces
         return pieces[token_id] if token_id < len(pieces) else b""
 
+    def structured(self) -> Compiler:
+        return self._use().structured()
+
     # -- inside
 
     def _use(self) -> _Opened:
@@ -385,6 +389,24 @@ class _Opened:
         )
         self.series = str(self.config.get("series") or "large")  # prompts of the E series differ (prompting 3.3)
         self.profile = self._profile(settings, generation, eos_ids)
+        self._structured: Compiler | None = None
+        self._structured_lock = threading.Lock()
+
+    def structured(self) -> Compiler:
+        """Made on first use: it takes a second at the released vocabulary."""
+        with self._structured_lock:
+            if self._structured is None:
+                tokenizer = self.words()
+                compiler = importlib.import_module("gemmantle.structured").Compiler
+                self._structured = compiler(
+                    tokenizer.pieces(),
+                    tokenizer.special,
+                    tokenizer.control,
+                    tokenizer.eos_ids,
+                    tokenizer.encode,
+                    self.profile.vocab_size,
+                )
+            return self._structured
 
     def words(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -399,6 +421,12 @@ class _Opened:
         if not add_bos:
             return self.words().encode(text)
         return [self.bos_id(), *self.words().encode(text.removeprefix("<bos>"))]
+
+    def _thought_ids(self, marker: str, text: str) -> tuple[int, ...]:
+        if self.tokenizer is None or marker not in self.tokenizer.special:
+            return ()
+        written, control = self.tokenizer.encode(text), self.tokenizer.special[marker]
+        return (control, *written) if text != "\n" else (*written, control)
 
     def _follows_chat_format(self, path: Path, special: dict[str, int], eos_ids: list[int]) -> bool:
         """A base model has the control strings too, but its files end answers elsewhere or carry no template."""
@@ -437,6 +465,9 @@ class _Opened:
             chat_suppress=tuple(sorted(chat_suppress)),
             raw_suppress=tuple(raw_suppress),
             call_id=special.get("<|tool_call>"),
+            eos_ids=tuple(eos_ids),
+            thought_open=self._thought_ids("<|channel>", "thought\n"),
+            thought_end=self._thought_ids("<channel|>", "\n"),
         )
 
 

@@ -46,6 +46,7 @@ class FakeDelta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
+    thought_cut: bool = False
 
 
 class FakePrompt:

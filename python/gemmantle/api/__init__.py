@@ -25,6 +25,11 @@ __all__ = ["ByteStream", "Expired", "Handler", "ModelSource", "Reply", "Request"
 
 _PREFIXES = ("/openai/v1", "/v1")
 _LARGE_BODY = 32 << 10  # above this, validating and encoding is moved off the event loop
+# Fields that may make a grammar, which takes milliseconds, and a second the first time.
+_HEAVY = {
+    "tools", "response_format", "structured_outputs", "grammar", "json_schema", "guided_json", "guided_regex",
+    "guided_choice", "guided_grammar",
+}  # fmt: skip
 
 _Start = Callable[[dict[str, Any], ServingEngine], tuple[Work, Answer]]
 _GENERATING: dict[str, _Start] = {
@@ -88,7 +93,7 @@ class Handler:
             deadline = _deadline(request)
             body = parse_body(request.body)
             model = _model_name(body)
-            if len(request.body) > _LARGE_BODY or self._source.find(model) is None:
+            if len(request.body) > _LARGE_BODY or body.keys() & _HEAVY or self._source.find(model) is None:
                 from anyio import to_thread
 
                 work, answer, name = await to_thread.run_sync(self._begin, body, model, start)

@@ -8,17 +8,20 @@ chunks as they come.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gemmantle.api.common import Clock, admit, completion_usage, details, new_id, sampled_text, token_entry
+from gemmantle.api.constraints import build_grammar, set_budget
 from gemmantle.api.protocol import Delta, Profile, ServingEngine
 from gemmantle.api.schemas import ChatRequest, choice_sampling, read_chat
 from gemmantle.api.stream import Work, encode_json, event
-from gemmantle.chat.parser import Call, Content, OutputParser, Reasoning
+from gemmantle.chat.parser import Call, CallPart, Content, OutputParser, Reasoning
 from gemmantle.errors import RequestError
+from gemmantle.structured import Grammar, Guide
 
-__all__ = ["ChatAnswer", "start"]
+__all__ = ["ChatAnswer", "prepare", "start"]
 
 
 def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, ChatAnswer]:
@@ -34,14 +37,28 @@ def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, ChatAnswer
             code="model_not_chat",
             param="model",
         )
-    prompt = engine.render_chat(request.messages, request.tools, request.thinking)
-    request.sampling.start_in_thought = prompt.starts_in_thought
-    ids = prompt.ids()
+    ids, grammar, guide = prepare(request, engine)
     # Greedy choices are equal: one is generated and repeated.
     distinct = 1 if request.sampling.temperature == 0 else request.n
     samplings = [choice_sampling(request.sampling, choice) for choice in range(distinct)]
-    work, effective = admit(engine, [(ids, samplings)], "messages")
-    return work, ChatAnswer(request, engine, ids, effective, clock)
+    work, effective = admit(engine, [(ids, samplings)], "messages", guide)
+    return work, ChatAnswer(request, engine, ids, effective, clock, grammar)
+
+
+def prepare(
+    request: ChatRequest, engine: ServingEngine
+) -> tuple[list[int], Grammar | None, Callable[[], Guide] | None]:
+    """The ids of the prompt, and where the reply is constrained its grammar and what leads each choice."""
+    profile, sampling = engine.profile, request.sampling
+    prompt = engine.render_chat(request.messages, request.tools, request.thinking.on)
+    sampling.start_in_thought = prompt.starts_in_thought
+    ids = prompt.ids()
+    set_budget(sampling, request.thinking, profile, len(ids))
+    grammar = build_grammar(engine, sampling, request.form, request.tools, request.tool_choice)
+    if grammar is None:
+        return ids, None, None
+    opening = profile.thought_open if request.thinking.on and not prompt.starts_in_thought else ()
+    return ids, grammar, lambda: grammar.guide(opening, starts_in_thought=prompt.starts_in_thought)
 
 
 @dataclass
@@ -66,14 +83,16 @@ class Logprobs:
 class Choice:
     """One choice: parser state, and what has been produced but not written yet."""
 
-    def __init__(self, index: int, tools: list[dict[str, Any]] | None) -> None:
+    def __init__(self, index: int, tools: list[dict[str, Any]] | None, constrained: bool) -> None:
         self.index = index
-        self.parser = OutputParser(tools)
+        self.parser = OutputParser(tools, constrained=constrained)
         self.logprobs = Logprobs()
         self.ids: list[int] = []
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.calls: list[dict[str, Any]] = []
+        self.call_is_open = False  # the last one, under a grammar
+        self.thought_cut = False
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.usage = (0, 0, 0, 0)
@@ -86,7 +105,13 @@ class ChatAnswer:
     """One chat request on its way (see `stream.Answer`)."""
 
     def __init__(
-        self, request: ChatRequest, engine: ServingEngine, prompt_ids: list[int], effective: int, clock: Clock
+        self,
+        request: ChatRequest,
+        engine: ServingEngine,
+        prompt_ids: list[int],
+        effective: int,
+        clock: Clock,
+        grammar: Grammar | None = None,
     ) -> None:
         self.stream = request.stream
         self._request = request
@@ -94,7 +119,7 @@ class ChatAnswer:
         self._prompt_ids = prompt_ids
         self._effective = effective
         self._clock = clock
-        self._choices = [Choice(index, request.tools) for index in range(request.n)]
+        self._choices = [Choice(index, request.tools, grammar is not None) for index in range(request.n)]
         self._appeared = 0
         self._out: list[str] = []
         self._alternatives = request.sampling.logprobs
@@ -108,6 +133,8 @@ class ChatAnswer:
         }
         if request.ignored:
             self._head["ignored_parameters"] = request.ignored
+        if grammar is not None and grammar.warnings:
+            self._head["schema_warnings"] = grammar.warnings
         self._head_text = encode_json(self._head)[:-1] + ',"choices":'
         self._tail_text = ',"usage":null}' if request.include_usage else "}"
 
@@ -149,6 +176,7 @@ class ChatAnswer:
             self._note_logprobs(choice, delta)
         if self._request.return_token_ids:
             choice.ids.extend(token.id for token in delta.tokens)
+        choice.thought_cut |= delta.thought_cut
         events: list[Any] = []
         for channel, text in delta.pieces:
             events.extend(choice.parser.feed(channel, text))
@@ -162,6 +190,8 @@ class ChatAnswer:
             position = self._merge(choice, events, position, write)
         if delta.finish_reason is not None:
             length = delta.finish_reason == "length"
+            if choice.call_is_open:  # cut by the limit: no call came of it
+                choice.calls.pop()
             choice.finish_reason = "tool_calls" if choice.calls else "length" if length else "stop"
             if self.stream:
                 self._write_end(choice)
@@ -179,11 +209,25 @@ class ChatAnswer:
             choice.calls.append(call)
             write(choice, "call", call)
             return position
+        if isinstance(first, CallPart) and (first.name or first.is_end):
+            choice.call_is_open = not first.is_end
+            if first.name:
+                call = {
+                    "id": new_id("call_"),
+                    "type": "function",
+                    "function": {"name": first.name, "arguments": ""},
+                }
+                choice.calls.append(call)
+                write(choice, "open", call)
+            return position
         text = first.text
-        while position < len(events) and type(events[position]) is type(first):
+        while position < len(events) and type(events[position]) is type(first) and events[position].text:
             text += events[position].text
             position += 1
-        if isinstance(first, Content):
+        if isinstance(first, CallPart):
+            choice.calls[-1]["function"]["arguments"] += text
+            write(choice, "arguments", text)
+        elif isinstance(first, Content):
             write(choice, "content", text)
         elif isinstance(first, Reasoning) and self._request.include_reasoning:
             write(choice, "reasoning", text)
@@ -204,11 +248,14 @@ class ChatAnswer:
 
     def _write(self, choice: Choice, kind: str, value: Any) -> None:
         if kind == "call":
+            self._write(choice, "open", value)
+            self._write(choice, "arguments", value["function"]["arguments"])
+        elif kind == "open":
+            function = {"name": value["function"]["name"], "arguments": ""}
+            self._chunk(choice, {"tool_calls": [{**value, "index": len(choice.calls) - 1, "function": function}]})
+        elif kind == "arguments":
             index = len(choice.calls) - 1
-            function = value["function"]
-            opening = {**value, "index": index, "function": {"name": function["name"], "arguments": ""}}
-            self._chunk(choice, {"tool_calls": [opening]})
-            self._chunk(choice, {"tool_calls": [{"index": index, "function": {"arguments": function["arguments"]}}]})
+            self._chunk(choice, {"tool_calls": [{"index": index, "function": {"arguments": value}}]})
         else:
             choice.has_content |= kind == "content"
             self._chunk(choice, {kind: value})
@@ -238,6 +285,7 @@ class ChatAnswer:
             wire["token_ids"], choice.ids = choice.ids, []
         if finish_reason is not None and self._request.return_details:
             wire["stop_reason"] = choice.stop_reason
+            wire["reasoning_truncated"] = choice.thought_cut
         chunk = f"{self._head_text}[{encode_json(wire)}]{extra}{self._tail_text}"
         if choice.index <= self._appeared:
             self._out.append(chunk)
@@ -279,6 +327,7 @@ class ChatAnswer:
             value["token_ids"] = choice.ids
         if self._request.return_details:
             value["stop_reason"] = choice.stop_reason
+            value["reasoning_truncated"] = choice.thought_cut
         return value
 
     def _usage(self) -> dict[str, Any]:

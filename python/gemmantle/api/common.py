@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gemmantle.api.protocol import Delta, Generation, Profile, Sampling, ServingEngine, Token
 from gemmantle.api.schemas import CommonRequest
 from gemmantle.api.stream import Work
 from gemmantle.errors import RequestError
+from gemmantle.structured import Guide, Guided
 
 __all__ = ["Clock", "admit", "completion_usage", "details", "new_id", "sampled_text", "token_entry", "token_text"]
 
@@ -49,9 +50,15 @@ class Clock:
 
 
 def admit(
-    engine: ServingEngine, prompts: Sequence[tuple[list[int], Sequence[Sampling]]], param: str
+    engine: ServingEngine,
+    prompts: Sequence[tuple[list[int], Sequence[Sampling]]],
+    param: str,
+    guide: Callable[[], Guide] | None = None,
 ) -> tuple[Work, int]:
-    """Check every prompt against the context, then submit all. Gives the work and the effective token limit."""
+    """Check every prompt against the context, then submit all. Gives the work and the effective token limit.
+
+    guide: makes what leads one constrained generation.
+    """
     window = engine.profile.max_context
     effective = 0
     for ids, samplings in prompts:
@@ -74,12 +81,16 @@ def admit(
     generations: list[Generation] = []
     try:
         for ids, samplings in prompts:
-            generations.extend(engine.submit(ids, sampling) for sampling in samplings)
+            for sampling in samplings:
+                generation = engine.submit(ids, sampling)
+                generations.append(generation)
+                if guide is not None:
+                    generations[-1] = Guided(generation, guide())
     except BaseException:
         for generation in generations:
             generation.cancel()
         raise
-    return Work(generations), effective
+    return Work(generations, guided=guide is not None), effective
 
 
 def completion_usage(prompt: int, completion: int, reasoning: int, cached: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gemmantle.api.common import (
     sampled_text,
     token_text,
 )
+from gemmantle.api.constraints import build_grammar
 from gemmantle.api.protocol import Delta, Generation, ServingEngine, Token
 from gemmantle.api.schemas import CompletionRequest, choice_sampling, read_completion
 from gemmantle.api.stream import Work, encode_json, event
@@ -41,6 +42,7 @@ def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, Completion
     total = len(request.prompts) * request.n
     if total > _MAX_CHOICES:
         raise RequestError(f"{total} choices in one request; the limit is {_MAX_CHOICES}", param="prompt")
+    grammar = build_grammar(engine, request.sampling, request.form)
     distinct = 1 if request.sampling.temperature == 0 else request.n
     prompts = []
     for prompt in request.prompts:
@@ -51,8 +53,9 @@ def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, Completion
         else:
             ids = prompt
         prompts.append((ids, [choice_sampling(request.sampling, choice) for choice in range(distinct)]))
-    work, effective = admit(engine, prompts, "prompt")
-    return work, CompletionAnswer(request, engine, work, [ids for ids, _ in prompts], effective, clock)
+    work, effective = admit(engine, prompts, "prompt", grammar.guide if grammar else None)
+    warnings = grammar.warnings if grammar else []
+    return work, CompletionAnswer(request, engine, work, [ids for ids, _ in prompts], effective, clock, warnings)
 
 
 class Choice:
@@ -83,6 +86,7 @@ class CompletionAnswer:
         prompt_ids: list[list[int]],
         effective: int,
         clock: Clock,
+        warnings: list[str],
     ) -> None:
         self.stream = request.stream
         self._request = request
@@ -106,6 +110,8 @@ class CompletionAnswer:
         }
         if request.ignored:
             self._head["ignored_parameters"] = request.ignored
+        if warnings:
+            self._head["schema_warnings"] = warnings
         self._head_text = encode_json(self._head)[:-1] + ',"choices":'
         self._tail_text = ',"usage":null}' if request.include_usage else "}"
 

@@ -40,6 +40,16 @@ _ALIASES = {
     "timings_per_token": "return_details",
 }
 
+# Aliases that name one part of `structured_outputs`.
+_PARTS = {
+    "grammar": "grammar",
+    "json_schema": "json",
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
 # Accepted without effect: identifiers kept by servers only, and switches that cannot matter because output is parsed
 # by token ids and nothing is cached between requests.
 _NEUTRAL = {
@@ -117,7 +127,7 @@ class Fields:
                     self._unknown(name, known, profile)
                 continue
             if canonical in known:
-                self._accept(canonical, name, value)
+                self._accept(canonical, name, {_PARTS[name]: value} if name in _PARTS else value)
             elif canonical in _NEUTRAL:
                 continue
             elif canonical in _LATER:
@@ -184,15 +194,6 @@ class Fields:
             limits = f"above {low:g} and up to {high:g}" if above else f"from {low:g} to {high:g}"
             self._wrong(name, value, f"a number {limits}")
         return float(value)
-
-    def tolerate(self, name: str, passes: Any, remark: str) -> None:
-        """Refuse a field of later work unless its value asks for nothing."""
-        if name in self.values and not passes(self.values[name]):
-            raise RequestError(
-                f"`{name}` = {show(self.values[name])} is not supported: {remark}",
-                code="unsupported_parameter",
-                param=name,
-            )
 
     def _wrong(self, name: str, value: Any, wanted: str) -> NoReturn:
         written = self.written.get(name, name)

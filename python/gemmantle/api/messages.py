@@ -11,7 +11,7 @@ from typing import Any
 from gemmantle.api.fields import Fields, show
 from gemmantle.errors import RequestError
 
-__all__ = ["calls_allowed", "read_messages", "read_tools"]
+__all__ = ["read_messages", "read_tools"]
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MESSAGE_KEYS = {
@@ -44,27 +44,10 @@ def read_tools(fields: Fields) -> list[dict[str, Any]] | None:
                 where = f"{path}.function.{key}"
                 found = show(function[key])
                 raise RequestError(f"`{where}` is {found}; it must be of type {kind.__name__}", param=where)
-        if function.get("strict"):
-            raise RequestError(
-                f"`{path}.function.strict` = true is not supported: arguments are not constrained; leave it out",
-                code="unsupported_parameter",
-                param=f"{path}.function.strict",
-            )
+        if not isinstance(function.get("strict"), bool | None):
+            where = f"{path}.function.strict"
+            raise RequestError(f"`{where}` is {show(function['strict'])}; it must be true or false", param=where)
     return tools or None
-
-
-def calls_allowed(fields: Fields) -> bool:
-    """Whether calls may be produced."""
-    choice = fields.values.get("tool_choice", "auto")
-    if choice in ("auto", "none"):
-        return bool(choice == "auto")
-    if choice == "required" or isinstance(choice, dict):
-        raise RequestError(
-            f"`tool_choice` = {show(choice)} is not supported: calls cannot be forced; use 'auto' or 'none'",
-            code="unsupported_parameter",
-            param="tool_choice",
-        )
-    raise RequestError(f"`tool_choice` is {show(choice)}; it must be 'auto' or 'none'", param="tool_choice")
 
 
 def read_messages(value: Any) -> list[dict[str, Any]]:

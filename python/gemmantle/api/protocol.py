@@ -43,6 +43,7 @@ class Delta(Protocol):
     finish_reason: str | None
     stop_reason: str | int | None
     usage: tuple[int, int, int, int] | None  # prompt, completion, reasoning, cached tokens; at the end only
+    thought_cut: bool  # a thought was closed because its budget was used up
 
 
 class Generation(Protocol):
@@ -97,6 +98,10 @@ class Sampling:
     channels: bool = False
     start_in_thought: bool = False
     single_call: bool = False
+    constrained: bool = False  # every token outside thoughts waits for a mask
+    suppress_in_thought: list[int] = field(default_factory=list)
+    thinking_budget: int = -1  # tokens of thoughts, -1: free
+    thought_end: list[int] = field(default_factory=list)  # ids that close a thought at its budget
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,9 @@ class Profile:
     chat_suppress: tuple[int, ...] = ()  # ids a chat answer never contains
     raw_suppress: tuple[int, ...] = ()  # the checkpoint's own suppress_tokens
     call_id: int | None = None  # <|tool_call>
+    eos_ids: tuple[int, ...] = ()  # ids that end a reply
+    thought_open: tuple[int, ...] = ()  # ids that open a thought; empty: the vocabulary knows none
+    thought_end: tuple[int, ...] = ()  # ids that close one
 
 
 class ServingEngine(Protocol):
@@ -140,6 +148,9 @@ class ServingEngine(Protocol):
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...
 
     def token_bytes(self, token_id: int) -> bytes: ...
+
+    def structured(self) -> Any:
+        """The grammars of this vocabulary (`gemmantle.structured.Compiler`)."""
 
 
 class ModelSource(Protocol):

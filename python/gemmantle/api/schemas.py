@@ -7,10 +7,12 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from gemmantle.api.constraints import Thinking, ToolChoice, read_format, read_thinking, read_tool_choice
 from gemmantle.api.fields import INT64, Fields, show
-from gemmantle.api.messages import calls_allowed, read_messages, read_tools
+from gemmantle.api.messages import read_messages, read_tools
 from gemmantle.api.protocol import Profile, Sampling
 from gemmantle.errors import RequestError
+from gemmantle.structured import Format
 
 __all__ = ["ChatRequest", "CompletionRequest", "choice_sampling", "parse_body", "read_chat", "read_completion"]
 
@@ -24,11 +26,12 @@ _SAMPLING_FIELDS = {
 }  # fmt: skip
 _CHAT_FIELDS = _SAMPLING_FIELDS | {
     "messages", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort",
-    "chat_template_kwargs", "enable_thinking", "include_reasoning", "response_format",
+    "chat_template_kwargs", "enable_thinking", "include_reasoning", "response_format", "structured_outputs",
+    "thinking_token_budget",
 }  # fmt: skip
-_COMPLETION_FIELDS = _SAMPLING_FIELDS | {"prompt", "echo", "best_of", "add_special_tokens"}
-
-_LEVELS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_COMPLETION_FIELDS = _SAMPLING_FIELDS | {
+    "prompt", "echo", "best_of", "add_special_tokens", "response_format", "structured_outputs",
+}  # fmt: skip
 
 
 @dataclass
@@ -42,6 +45,7 @@ class CommonRequest:
     include_usage: bool = False
     return_token_ids: bool = False
     return_details: bool = False
+    form: Format | None = None  # what the text of the reply must be
     ignored: list[str] = field(default_factory=list)  # unknown fields, where the engine was told to report them
 
 
@@ -51,8 +55,8 @@ class ChatRequest(CommonRequest):
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
-    calls_allowed: bool = True
-    thinking: bool = False
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    thinking: Thinking = field(default_factory=lambda: Thinking(False))
     include_reasoning: bool = True
 
 
@@ -87,24 +91,24 @@ def read_chat(body: dict[str, Any], profile: Profile) -> ChatRequest:
     fields = Fields(body, _CHAT_FIELDS, profile)
     sampling = _read_sampling(fields, profile)
     sampling.logprobs = _chat_logprobs(fields)
-    fields.tolerate("response_format", lambda value: value == {"type": "text"}, "only {'type': 'text'} is honoured")
     tools = read_tools(fields)
-    may_call = calls_allowed(fields)
+    choice = read_tool_choice(fields, tools)
     sampling.single_call = not fields.boolean("parallel_tool_calls", True)
     request = ChatRequest(
         model=fields.text("model"),
         sampling=sampling,
         messages=read_messages(fields.required("messages")),
         tools=tools,
-        calls_allowed=may_call,
-        thinking=_read_thinking(fields, profile),
+        tool_choice=choice,
+        thinking=read_thinking(fields, profile),
+        form=read_format(fields),
         include_reasoning=fields.boolean("include_reasoning", True),
     )
     _read_common(fields, request)
     sampling.max_tokens = fields.integer("max_completion_tokens", -1, 1, INT64 - 1)
     sampling.channels = True
     sampling.suppress = list(profile.chat_suppress)
-    if not may_call and profile.call_id is not None:
+    if choice.mode == "none" and profile.call_id is not None:
         sampling.suppress.append(profile.call_id)
     return request
 
@@ -125,6 +129,7 @@ def read_completion(body: dict[str, Any], profile: Profile) -> CompletionRequest
         prompts=_read_prompts(fields.required("prompt"), profile),
         echo=echo,
         add_bos=fields.boolean("add_special_tokens", True),
+        form=read_format(fields),
     )
     _read_common(fields, request)
     best_of = fields.integer("best_of", request.n, 1, 128)
@@ -244,50 +249,6 @@ def _check_ids(ids: list[Any], path: str, profile: Profile) -> list[int]:
             where = f"{path}[{position}]"
             raise RequestError(f"`{where}` is {show(token_id)}; it must be a token id below {size}", param=where)
     return ids
-
-
-def _read_thinking(fields: Fields, profile: Profile) -> bool:
-    """An explicit switch wins over the level (spec api 5.7)."""
-    level = fields.values.get("reasoning_effort", profile.default_reasoning)
-    _check_level("reasoning_effort", level)
-    switch = fields.values.get("enable_thinking")
-    name = fields.written.get("enable_thinking", "enable_thinking")
-    kwargs = fields.values.get("chat_template_kwargs")
-    if kwargs is not None:
-        if not isinstance(kwargs, dict):
-            raise RequestError(
-                f"`chat_template_kwargs` is {show(kwargs)}; it must be an object", param="chat_template_kwargs"
-            )
-        for key, value in kwargs.items():
-            path = f"chat_template_kwargs.{key}"
-            if key != "enable_thinking":
-                raise RequestError(
-                    f"`{path[:100]}` is not supported; `enable_thinking` is the only switch the template has",
-                    code="unsupported_parameter",
-                    param=path[:100],
-                )
-            if switch is not None and value is not None and value != switch:
-                raise RequestError(f"`{name}` and `{path}` differ; send one of them", param=path)
-            switch, name = (switch if value is None else value), path
-    if switch is None:
-        return bool(level != "none")
-    if isinstance(switch, str):
-        _check_level(name, switch)
-        return switch != "none"
-    if not isinstance(switch, bool):
-        raise RequestError(f"`{name}` is {show(switch)}; it must be true, false or a level name", param=name)
-    return switch
-
-
-def _check_level(name: str, level: Any) -> None:
-    if level not in _LEVELS:
-        raise RequestError(f"`{name}` is {show(level)}; it must be one of {', '.join(_LEVELS)}", param=name)
-    if level not in ("none", "high"):
-        raise RequestError(
-            f"`{name}` = '{level}' is not supported: thoughts are off ('none') or free ('high')",
-            code="unsupported_value",
-            param=name,
-        )
 
 
 def _read_prompts(value: Any, profile: Profile) -> list[str | list[int]]:

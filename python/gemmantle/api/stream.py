@@ -64,6 +64,7 @@ class MergedDelta:
     finish_reason: str | None
     stop_reason: str | int | None
     usage: tuple[int, int, int, int] | None
+    thought_cut: bool
 
 
 def merged(ready: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
@@ -86,13 +87,15 @@ def _merge(deltas: list[Delta]) -> Delta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         usage=last.usage,
+        thought_cut=any(delta.thought_cut for delta in deltas),
     )
 
 
 class Work:
     """The generations of one request, waited for together."""
 
-    def __init__(self, generations: Sequence[Generation]) -> None:
+    def __init__(self, generations: Sequence[Generation], *, guided: bool = False) -> None:
+        self.guided = guided  # constrained: reading them is what keeps them going
         self._open = dict(enumerate(generations))
         self._all = list(generations)
         self.cancelled = False
@@ -130,14 +133,33 @@ class Work:
         """The same on the running loop (asyncio or trio), which is never blocked."""
         try:
             while True:
-                ready = self._drain()
+                ready = await self._adrain()
                 if ready or not self._open:
                     return ready
                 self._check(deadline)
-                await _readable([generation.fileno() for generation in self._open.values()], deadline)
+                await _readable(self.filenos(), deadline)
         except BaseException:
             self.cancel()
             raise
+
+    def poll(self) -> list[tuple[int, Delta]]:
+        """What is there now."""
+        try:
+            return self._drain()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def filenos(self) -> list[int]:
+        return [generation.fileno() for generation in self._open.values()]
+
+    async def _adrain(self) -> list[tuple[int, Delta]]:
+        """Masks that take long are computed in a thread."""
+        if self.guided and any(getattr(generation, "is_slow", False) for generation in self._open.values()):
+            from anyio import to_thread
+
+            return await to_thread.run_sync(self._drain)
+        return self._drain()
 
     def _wait_one(self, deadline: float | None) -> list[tuple[int, Delta]]:
         [(choice, generation)] = self._open.items()
@@ -291,8 +313,8 @@ class EventStream:
         return None if self._timeout is None else time.monotonic() + self._timeout
 
     def _gap(self) -> float:
-        """Seconds to let text gather; none before the first chunk."""
-        if self._last == 0.0:
+        """Seconds to let text gather; none before the first chunk, nor where reading makes it come."""
+        if self._last == 0.0 or self._work.guided:
             return 0.0
         gap = self._pace.gap_s()
         return self._last + gap - time.monotonic() if gap > 0 else 0.0

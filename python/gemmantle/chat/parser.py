@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gemmantle.chat.call_stream import CallStream
 from gemmantle.chat.calls import Call, read_call
 from gemmantle.chat.segments import SPECIAL_IDS
 from gemmantle.chat.tools import Tool, read_tools
 
-__all__ = ["Call", "Content", "Event", "OutputParser", "Parsed", "Reasoning", "parse"]
+__all__ = ["Call", "CallPart", "Content", "Event", "OutputParser", "Parsed", "Reasoning", "parse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,16 @@ class Content:
     text: str
 
 
-Event = Reasoning | Content | Call
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """A piece of a call written under a grammar: first its name, then JSON of its arguments, then its end."""
+
+    name: str = ""
+    text: str = ""
+    is_end: bool = False
+
+
+Event = Reasoning | Content | Call | CallPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +59,19 @@ class Parsed:
 class OutputParser:
     """Turns pieces of a `Channels` machine into events. Text of one kind may come in any cut: the sum is the same.
 
-    tools: declarations of the request (wire form or Tool), which help to repair calls.
+    tools: declarations of the request (wire form or Tool), which help to repair calls. constrained: calls were written
+    under a grammar, so they come in parts and need no repair.
     """
 
-    def __init__(self, tools: Iterable[Any] | None = None) -> None:
+    def __init__(self, tools: Iterable[Any] | None = None, *, constrained: bool = False) -> None:
         listed = list(tools or ())
         known = [t for t in listed if isinstance(t, Tool)]
         self._tools = known if len(known) == len(listed) else read_tools(listed)
         self._thought = _Thought()
         self._content = _Content()
         self._call: list[str] | None = None  # text of the open call
+        self._constrained = constrained
+        self._parts: CallStream | None = None  # of the open call, under a grammar
 
     def feed(self, channel: str, text: str) -> list[Event]:
         """Events of one piece; channel is "content", "thought", "call" or "call_end"."""
@@ -69,6 +82,8 @@ class OutputParser:
         events += _reasoning(self._thought.close())
         if channel == "content":
             events += _content(self._content.push(text))
+        elif self._constrained and channel in ("call", "call_end"):
+            events += self._call_parts(channel, text)
         elif channel == "call":
             self._call = self._call or []
             self._call.append(text)
@@ -88,6 +103,22 @@ class OutputParser:
             else:
                 events += self._end_call()
         return [*events, *_content(self._content.finish())]
+
+    def _call_parts(self, channel: str, text: str) -> list[Event]:
+        if channel == "call_end":
+            self._parts = None
+            self._content.pause_for_call()
+            return [CallPart(is_end=True)]
+        if self._parts is None:
+            self._parts = CallStream()
+        had_name = bool(self._parts.name)
+        added = self._parts.feed(text)
+        events: list[Event] = []
+        if self._parts.name and not had_name:
+            events.append(CallPart(name=self._parts.name))
+        if added:
+            events.append(CallPart(text=added))
+        return events
 
     def _end_call(self) -> list[Event]:
         text = "".join(self._call or ())
