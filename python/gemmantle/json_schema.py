@@ -135,7 +135,7 @@ class _Reader:
         if not isinstance(nullable, bool):
             self.wrong(f"{pointer}/nullable", f"must be true or false; it is {_show(nullable)}")
         if nullable:
-            shared = {key: clean.pop(key) for key in ("$defs", "definitions") if key in clean}
+            shared: dict[str, Any] = {key: clean.pop(key) for key in ("$defs", "definitions") if key in clean}
             clean = {"anyOf": [clean, {"type": "null"}], **shared}
         return clean
 

@@ -1,4 +1,4 @@
-"""Grammars: what a reply may be, compiled by `llguidance` (optional extra `structured`), and the masks that hold it there.
+"""Grammars: what a reply may be, compiled by `llguidance` (optional extra `structured`), and the masks that hold it.
 
 `Compiler` belongs to one vocabulary and keeps what it compiled. A `Guide` follows one reply: it says which ids may come
 next and is told what came. `Guided` puts it around a native generation: whoever reads the generation hands in its next
@@ -334,7 +334,7 @@ class Guided:
     def cancel(self) -> None:
         self._generation.cancel()
 
-    def _seen(self, delta: Any) -> Any:
+    def _seen(self, delta: Any) -> Delta | None:
         """Only the first token after a hand-in was drawn under its mask; what follows it is a thought."""
         if delta is None:
             return None
@@ -347,7 +347,8 @@ class Guided:
         except BaseException:
             self._generation.cancel()
             raise
-        return delta
+        seen: Delta = delta
+        return seen
 
     def _hand_in(self) -> None:
         self._generation.allow(self._guide.mask())

@@ -18,6 +18,7 @@ from typing import Any
 
 from gemmantle import chat
 from gemmantle.api.protocol import Profile, Sampling
+from gemmantle.structured import Compiler
 
 HOLD = object()
 BOS = 2
@@ -224,6 +225,11 @@ class FakeEngine:
         if _FIRST_PIECE <= token_id < _FIRST_PIECE + len(self._pieces):
             return self._pieces[token_id - _FIRST_PIECE].encode()
         return f"<{token_id}>".encode()
+
+    def structured(self) -> Compiler:
+        """Grammars over the bytes; replies are scripts, so only refusals can be seen here."""
+        pieces = [b"<pad>", b"<eos>", b"<bos>", *(bytes([byte]) for byte in range(256))]
+        return Compiler(pieces, {}, [0, 1, 2], [END], self.encode_prompt, len(pieces))
 
     def piece_id(self, text: str) -> int:
         if text not in self._pieces:

@@ -34,6 +34,13 @@ def error_of(engine, **request):
     return status, error
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def strict_schema(schema):
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}}
+
+
 CHAT_WRONG = [
     ({"temperature": 2.1}, "invalid_value", "temperature"),
     ({"temperature": "hot"}, "invalid_value", "temperature"),
@@ -93,25 +100,54 @@ CHAT_WRONG = [
     ({"tools": [{"type": "custom", "custom": {}}]}, "unsupported_tool", "tools[0].type"),
     ({"tools": [{"type": "function", "function": {}}]}, "invalid_value", "tools[0].function"),
     (
-        {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-        "unsupported_parameter",
+        {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
+        "invalid_value",
         "tools[0].function.strict",
     ),
-    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "unsupported_parameter", "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": "required"}, "unsupported_value", "tools"),  # no markers in this vocabulary
+    ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "invalid_value", "tool_choice.function"),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "h"}}},
+        "invalid_value",
+        "tool_choice.function",
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "no", "tools": []}}},
+        "invalid_value",
+        "tool_choice.allowed_tools.mode",
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        "invalid_value",
+        "tool_choice.allowed_tools.tools",
+    ),
     ({"tool_choice": "maybe"}, "invalid_value", "tool_choice"),
-    ({"reasoning_effort": "low"}, "unsupported_value", "reasoning_effort"),
-    ({"reasoning_effort": "xhigh"}, "unsupported_value", "reasoning_effort"),
     ({"reasoning_effort": "some"}, "invalid_value", "reasoning_effort"),
-    ({"think": "medium"}, "unsupported_value", "think"),
+    ({"think": "much"}, "invalid_value", "think"),
+    ({"thinking_token_budget": -2}, "invalid_value", "thinking_token_budget"),
     ({"chat_template_kwargs": {"other": 1}}, "unsupported_parameter", "chat_template_kwargs.other"),
     (
         {"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}},
         "invalid_value",
         "chat_template_kwargs.enable_thinking",
     ),
-    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
-    ({"response_format": {"type": "json_schema", "json_schema": {}}}, "unsupported_parameter", "response_format"),
+    ({"response_format": "json"}, "invalid_value", "response_format"),
+    ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format.json_schema"),
+    (strict_schema({"uniqueItems": True}), "invalid_json_schema", "response_format.json_schema.schema"),
+    (strict_schema({"type": "strnig"}), "invalid_json_schema", "response_format.json_schema.schema"),
+    (strict_schema({"pattern": "a(?=b)"}), "invalid_json_schema", "response_format.json_schema.schema"),
+    (strict_schema({"type": "object"}) | {"min_tokens": 3}, "unsupported_value", "min_tokens"),
+    (strict_schema({"type": "object"}) | {"ignore_eos": True}, "unsupported_value", "ignore_eos"),
+    (strict_schema({"type": "object"}) | {"guided_regex": "a"}, "invalid_value", "guided_regex"),
+    ({"structured_outputs": {}}, "invalid_value", "structured_outputs"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "invalid_value", "structured_outputs"),
+    ({"structured_outputs": {"xml": "a"}}, "unknown_parameter", "structured_outputs.xml"),
+    ({"structured_outputs": {"json": "{"}}, "invalid_value", "structured_outputs.json"),
+    ({"guided_choice": []}, "invalid_value", "guided_choice"),
+    ({"guided_regex": "("}, "invalid_value", "guided_regex"),
+    ({"grammar": "start: ("}, "invalid_value", "grammar"),
     ({"temprature": 1}, "unknown_parameter", "temprature"),
     ({"wholly_unknown": None}, "unknown_parameter", "wholly_unknown"),
 ]
@@ -131,8 +167,7 @@ LATER = {
     "prompt_cache_options": {}, "prompt_cache_retention": "24h", "store": True, "verbosity": "low", "prediction": {},
     "moderation": {}, "web_search_options": {}, "modalities": ["text", "audio"], "audio": {}, "repetition_window": 5,
     "repeat_last_n": 5, "bad_words": ["x"], "allowed_token_ids": [1], "prompt_logprobs": 1,
-    "logprobs_mode": "processed", "structured_outputs": {}, "guided_json": {}, "guided_regex": "a", "grammar": "x",
-    "json_schema": {}, "thinking_token_budget": 5, "reasoning_budget": 5, "add_generation_prompt": False,
+    "logprobs_mode": "processed", "add_generation_prompt": False,
     "continue_final_message": True, "documents": [{}], "cache_salt": "s", "priority": 1, "truncate_prompt_tokens": 5,
     "image_token_budget": 70, "max_soft_tokens": 70, "fallback": "allow", "allow_special_tokens": True,
     "use_beam_search": True, "length_penalty": 1, "logits_processors": [], "id_slot": 0, "samplers": [],
@@ -169,6 +204,9 @@ def test_a_value_that_asks_for_nothing_passes(name):
         ({}, False),
         ({"reasoning_effort": "none"}, False),
         ({"reasoning_effort": "high"}, True),
+        ({"reasoning_effort": "minimal"}, True),
+        ({"reasoning_effort": "high", "thinking_token_budget": 0}, False),
+        ({"think": "max"}, True),
         ({"enable_thinking": True}, True),
         ({"think": "high"}, True),
         ({"think": False, "reasoning_effort": "high"}, False),

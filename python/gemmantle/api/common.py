@@ -83,9 +83,10 @@ def admit(
         for ids, samplings in prompts:
             for sampling in samplings:
                 generation = engine.submit(ids, sampling)
-                generations.append(generation)
+                generations.append(generation)  # first, so that it is cancelled where its guide fails
                 if guide is not None:
-                    generations[-1] = Guided(generation, guide())
+                    guided: Generation = Guided(generation, guide())
+                    generations[-1] = guided
     except BaseException:
         for generation in generations:
             generation.cancel()

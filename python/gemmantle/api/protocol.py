@@ -49,7 +49,8 @@ class Delta(Protocol):
 class Generation(Protocol):
     """One running sequence. `next` blocks without the interpreter lock and gives None when the time is over."""
 
-    prompt_logprobs: list[Any]
+    @property
+    def prompt_logprobs(self) -> list[Any]: ...
 
     def next(self, timeout: float | None = None) -> Delta | None: ...
 

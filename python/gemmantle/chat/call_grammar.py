@@ -1,8 +1,8 @@
 """Lark rules for calls in the model's own syntax (spec prompting 6, 11.10; api C-13, C-14).
 
 A strict function's arguments follow its schema; of any other function the names of its parameters are held, and the
-schemas of those that can be. Keys come sorted by name, as the declaration shows them and as the model was trained. What the syntax or
-these rules cannot hold is refused with the JSON pointer of its place, never left open.
+schemas of those that can be. Keys come sorted by name, as the declaration shows them and as the model was trained. What
+the syntax or these rules cannot hold in a strict one is refused with the JSON pointer of its place, never left open.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _KEY = re.compile(r"""[^\s:=,{}\[\]<>"']{1,200}\Z""")  # what a bare key can be
 _ANY_KEY = r"/[A-Za-z_][A-Za-z0-9_]{0,60}/"
 # No string holds the spelling of its own delimiter: a reader of text could not tell them apart.
 _TEXT = r'/(.|\n)*/ & ~/(.|\n)*<\|"\|>(.|\n)*/'
-_DAY = r"[0-9]{4}-(((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01]))|((0[469]|11)-(0[1-9]|[12][0-9]|30))|(02-(0[1-9]|1[0-9]|2[0-8])))"
+_LONG = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+_SHORT = "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+_FEBRUARY = "02-(0[1-9]|1[0-9]|2[0-8])"
+_DAY = f"(000[1-9]|[1-9][0-9]{{3}})-({_LONG}|{_SHORT}|{_FEBRUARY})"
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
@@ -155,14 +158,12 @@ class _Schema:
         beside = set(node) - {"$defs", "definitions"}
         if "$ref" in node:
             if beside != {"$ref"}:
-                self._refuse(pointer, "keywords beside `$ref` are not supported in function parameters: move them")
+                self._refuse(pointer, "keywords beside `$ref` are not supported in function parameters")
             return self._reference(node["$ref"], pointer)
         for key in ("anyOf", "oneOf"):
             if key in node:
                 if beside - {key, "type"}:
-                    self._refuse(
-                        pointer, f"keywords beside `{key}` are not supported in function parameters: move them"
-                    )
+                    self._refuse(pointer, f"keywords beside `{key}` are not supported in function parameters")
                 branches = [self.value(b, f"{pointer}/{key}/{i}") for i, b in enumerate(node[key])]
                 return f"({' | '.join(dict.fromkeys(branches))})"
         if "allOf" in node:
@@ -312,7 +313,8 @@ def _is_of(value: Any, kinds: list[str]) -> bool:
         return "boolean" in kinds
     if isinstance(value, int | float):
         return "number" in kinds or ("integer" in kinds and float(value).is_integer())
-    return {str: "string", list: "array", dict: "object"}[type(value)] in kinds
+    kind = "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+    return kind in kinds
 
 
 def _searched(pattern: str) -> str:
