@@ -16,13 +16,15 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gemmantle.api.protocol import Delta
 from gemmantle.chat.call_grammar import CallRules
 from gemmantle.chat.tools import Tool
 from gemmantle.errors import RequestError
 from gemmantle.json_schema import nodes, read_schema
+
+if TYPE_CHECKING:
+    from gemmantle.api.protocol import Delta
 
 __all__ = ["CallableTool", "Compiler", "Format", "Grammar", "Guide", "Guided"]
 

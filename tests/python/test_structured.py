@@ -28,6 +28,7 @@ from gemmantle.json_schema import read_schema
 
 jsonschema = pytest.importorskip("jsonschema", reason="pip install jsonschema")
 pytest.importorskip("llguidance", reason="grammars need the extra: pip install 'gemmantle[structured]'")
+Validator = jsonschema.Draft202012Validator  # its own list of formats, not that of every draft
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "odd" / "e2b"
 CONTROL = [
@@ -88,7 +89,7 @@ def test_a13_every_schema_is_refused_by_name_or_every_document_is_valid(speaker)
     reasons = []
     for seed in range(first_seed, first_seed + count):
         schema = make_schema(random.Random(seed))
-        check = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        check = Validator(schema, format_checker=Validator.FORMAT_CHECKER)
         try:
             answer = ask(speaker, response_format=schema_format(schema), seed=seed, n=3, max_completion_tokens=250)
         except openai.BadRequestError as error:
