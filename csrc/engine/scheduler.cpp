@@ -146,6 +146,7 @@ std::unique_ptr<Sequence> Scheduler::remove(const Sequence* sequence) {
 
 std::vector<Sequence*> Scheduler::sequences() const {
   std::vector<Sequence*> all;
+  all.reserve(running_.size() + waiting_.size());
   for (const auto& entry : running_) all.push_back(entry.get());
   for (const auto& entry : waiting_) all.push_back(entry.get());
   return all;
