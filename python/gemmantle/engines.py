@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openai
 
+    from gemmantle.arms.remote import Remote
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
 
@@ -72,6 +73,7 @@ def load(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    fallback: Remote | None = None,
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
@@ -79,6 +81,7 @@ def load(
     max_context: tokens of prompt plus answer, None for what the checkpoint allows. deterministic: the same bits alone
     and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
     from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
     check_options(
@@ -92,6 +95,20 @@ def load(
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
     )
+    if fallback is not None:
+        options = {
+            "device": device,
+            "threads": threads,
+            "mode": mode,
+            "max_context": max_context,
+            "deterministic": deterministic,
+            "max_concurrency": max_concurrency,
+            "default_sampling": default_sampling,
+            "default_reasoning": default_reasoning,
+            "unknown_fields": unknown_fields,
+        }
+        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
+        return paired
     found = hub.resolve(model)
     settings = Settings(
         path=str(found.path.absolute()),
