@@ -7,6 +7,7 @@ got is in `requests`. Streams end with their connection.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -69,13 +70,10 @@ class _Door(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self._answer()
+        with contextlib.suppress(ConnectionError):  # a caller may leave at any time
+            self._answer()
 
-    def do_GET(self) -> None:
-        self._answer()
-
-    def do_DELETE(self) -> None:
-        self._answer()
+    do_GET = do_DELETE = do_POST
 
     def _answer(self) -> None:
         raw = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -92,9 +90,8 @@ class _Door(BaseHTTPRequestHandler):
         elif status == 429:
             self._error(429, "Too many tokens", "rate_limit_exceeded", extra=[("retry-after-ms", "5")])
         elif status >= 500:
-            self._error(
-                status, "The service is at its capacity", "service_unavailable", extra=[("retry-after-ms", "5")]
-            )
+            soon = [("retry-after-ms", "5")]
+            self._error(status, "The service is at its capacity", "service_unavailable", extra=soon)
         elif status >= 400:
             self._error(status, "scheduled", "scheduled")
         else:

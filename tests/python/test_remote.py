@@ -276,9 +276,7 @@ def test_f2_every_shipped_rule_is_used_as_written():
             if kind != "refused" or "." in name:
                 continue
             with pytest.raises(RequestError) as caught:
-                table.fit(route, {"model": "gemma4:31b", name: object}, drop=False) if False else table.fit(
-                    route, {"model": "gemma4:31b", name: "something"}, drop=False
-                )
+                table.fit(route, {"model": "gemma4:31b", name: "something"}, drop=False)
             assert caught.value.param == name
             for passing in rule.get("neutral", ()):
                 assert table.fit(route, {"model": "gemma4:31b", name: passing}, drop=False).body.keys() == {"model"}
@@ -506,9 +504,10 @@ def test_a_stream_that_breaks_off_says_so(mantle):
     stream = ask(mantle, stream=True)
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
-    events = []
-    with pytest.raises(openai.APIError, match="broke off"):
-        events.extend(arm(mantle).client().responses.create(model="gemma4:31b", input="Hi", stream=True))
+    events = list(arm(mantle).client().responses.create(model="gemma4:31b", input="Hi", stream=True))
+    assert events[-1].type == "error"
+    assert events[-1].code == "remote_error"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
 def test_the_json_end_is_found_at_every_split():
@@ -528,8 +527,9 @@ def test_the_json_end_is_found_at_every_split():
 def test_the_rewriter_never_raises_over_what_the_service_sends():
     print("seed 11")
     rng = random.Random(11)
-    pieces = [b"data: ", b"\n\n", b"\r\n\r\n", b"{", b"[]", b'{"choices":', b"null}", b'{"choices":[{"delta":3}]}',
-              b'{"type":5}', b"event: x\n", b"\xff", b": ping\n", b"[DONE]", b'{"type":"response.created","response":1}']  # fmt: skip
+    pieces = [b"data: ", b"\n\n", b"\r\n\r\n", b"{", b"[]", b'{"choices":', b"null}", b'{"choices":[{"delta":3}]}']
+    pieces += [b'{"type":5}', b"event: x\n", b"\xff", b": ping\n", b"[DONE]"]
+    pieces += [b'{"type":"response.created","response":1}']
     for _ in range(3000):
         route = rng.choice(ROUTES)
         rewriter = Rewriter(route, Service("m", "n", "r", "asked"), bound=rng.random() < 0.5)

@@ -355,13 +355,11 @@ class Remote:
 
     def _send(self, region: str, call: _Call) -> Any:
         client = self._sync_inner(region, call.listing)
-        result = getattr(client, call.method)(call.path, **self._arguments(call, "Stream"))
-        return (result.response, result) if call.stream else (result, None)
+        return getattr(client, call.method)(call.path, **self._arguments(call, "Stream")), False
 
     async def _asend(self, region: str, call: _Call) -> Any:
         client = self._async_inner(region, call.listing)
-        result = await getattr(client, call.method)(call.path, **self._arguments(call, "AsyncStream"))
-        return (result.response, result) if call.stream else (result, None)
+        return await getattr(client, call.method)(call.path, **self._arguments(call, "AsyncStream")), True
 
     def _arguments(self, call: _Call, stream_class: str) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -393,8 +391,8 @@ class Remote:
                 outcome = yield region
                 if not isinstance(outcome, Exception):
                     breaker.record(True)
-                    response, holder = outcome
-                    return self._reply(call, response, holder, started)
+                    response, asynchronous = outcome
+                    return self._reply(call, response, asynchronous, started)
                 last = self._failure(outcome, call, started)
                 if not self._left_out(call, outcome):
                     break
@@ -425,10 +423,10 @@ class Remote:
 
     # -- what comes back
 
-    def _reply(self, call: _Call, response: Any, holder: Any, started: float) -> Reply:
+    def _reply(self, call: _Call, response: Any, asynchronous: bool, started: float) -> Reply:
         rewriter = call.rewriter()
         if call.stream:
-            stream = RemoteStream(response, holder, rewriter, self._note_id)
+            stream = RemoteStream(response, asynchronous, rewriter, self._note_id)
             return Reply(response.status_code, self._headers(call, response, started, "text/event-stream"), stream)
         try:
             value = response.json()
@@ -582,9 +580,9 @@ class Remote:
 class RemoteStream:
     """The body of a streamed remote answer, for both kinds of doors; closing it closes the connection behind it."""
 
-    def __init__(self, response: Any, holder: Any, rewriter: Rewriter, note_id: Callable[[str], None]) -> None:
+    def __init__(self, response: Any, asynchronous: bool, rewriter: Rewriter, note_id: Callable[[str], None]) -> None:
         self._response = response
-        self._holder = holder  # the SDK's stream object: its finaliser closes the response
+        self._asynchronous = asynchronous
         self._rewriter = rewriter
         self._note_id = note_id
         self._bytes: Any = None
@@ -610,6 +608,7 @@ class RemoteStream:
             chunk = self._rewritten(data)
             if chunk:
                 return chunk
+        self.close()
         raise StopIteration
 
     async def __anext__(self) -> bytes:
@@ -630,7 +629,7 @@ class RemoteStream:
 
     def close(self) -> None:
         self._done = True
-        if hasattr(self._holder, "__next__"):
+        if not self._asynchronous:  # the other kind of connection closes on its loop only: `aclose`
             self._response.close()
 
     async def aclose(self) -> None:
