@@ -28,7 +28,7 @@ BODY_LIMIT = 3_500_000
 
 
 class Mantle(ThreadingHTTPServer):
-    """One region. `schedule` holds statuses (0: hang up) that the next requests get; then it answers."""
+    """One region. `schedule`: statuses the next requests get (0: hang up, -1: wait for `gate`); then it answers."""
 
     daemon_threads = True
 
@@ -41,6 +41,7 @@ class Mantle(ThreadingHTTPServer):
         self.text = "Hello from far"
         self.thoughts = ""
         self.break_stream = False
+        self.gate = threading.Event()
         self.stored: dict[str, dict[str, Any]] = {}
         self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -57,6 +58,7 @@ class Mantle(ThreadingHTTPServer):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.gate.set()
         self.shutdown()
         self.server_close()
         self.thread.join()
@@ -81,6 +83,9 @@ class _Door(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.requests.append({"method": self.command, "path": self.path, "headers": headers, "body": body})
         status = self.server.schedule.popleft() if self.server.schedule else 200
+        if status == -1:
+            self.server.gate.wait(30)
+            status = 200
         if status == 0:
             self.close_connection = True
             return

@@ -309,8 +309,8 @@ def test_gemini_configuration():
     assert (found["reasoning_effort"], found["extra_body"]) == ("high", {"include_reasoning": False})
     refused("generation_config.speech", lambda: gemini.to_request(
         {"model": NAME, "contents": "Hi", "generation_config": {"speech": 1}}))  # fmt: skip
-    refused("thinking_config", lambda: gemini.to_request(
-        {"model": NAME, "contents": "Hi", "generation_config": {"thinking_config": {"thinking_level": "low"}}}))  # fmt: skip
+    low = {"thinking_config": {"thinking_level": "low"}}
+    refused("thinking_config", lambda: gemini.to_request({"model": NAME, "contents": "Hi", "generation_config": low}))
     refused("safety", lambda: gemini.to_request({"model": NAME, "contents": "Hi", "safety": []}))
 
 

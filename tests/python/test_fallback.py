@@ -411,6 +411,21 @@ def test_f11_what_builds_on_a_local_answer_does_not_leave(mantle):
     assert mantle.requests == []
 
 
+def test_a_closed_engine_is_an_answer_and_no_reason_to_leave(mantle, monkeypatch):
+    source = Models(fake())
+    monkeypatch.setattr(source, "find", lambda name: _raise(EngineClosed("the engine is closed")))
+    handler, _ = pair(mantle, source)
+    with pytest.raises(openai.InternalServerError, match="the engine is closed"):
+        ask(handler)
+
+    async def main():
+        await async_client_over(handler, {"max_retries": 0}).chat.completions.create(model=NAME, messages=USER)
+
+    with pytest.raises(openai.InternalServerError, match="the engine is closed"):
+        asyncio.run(main())
+    assert mantle.requests == []
+
+
 def test_the_time_spent_waiting_counts(mantle):
     gate = threading.Event()
     handler, _ = pair(mantle, Models(fake(), wait=gate))

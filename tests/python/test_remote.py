@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import random
+from urllib.parse import parse_qsl
 
 import openai
 import pytest
@@ -413,6 +414,20 @@ def test_a_hung_up_connection_is_502(mantle):
     assert error.code == "remote_error"
 
 
+def test_a_timeout_is_the_timeout_of_the_sdk(mantle):
+    mantle.schedule.extend([-1] * 2)
+    with pytest.raises(openai.APITimeoutError):
+        ask(mantle, {"max_retries": 0}, timeout=0.2)
+
+    async def main():
+        client = arm(mantle, max_retries=0).async_client()
+        await client.chat.completions.create(model="gemma4:31b", messages=USER, timeout=0.2)
+
+    with pytest.raises(openai.APITimeoutError):
+        asyncio.run(main())
+    assert len(mantle.requests) == 2
+
+
 def test_regions_in_order(mantle):
     """The first region is over its capacity, so the second answers, and says so."""
     with Mantle() as second:
@@ -493,6 +508,11 @@ def test_responses_and_their_state(mantle):
     assert first.served_by["converted"] == ["max_output_tokens: 4 to 16"]
     client.responses.create(model="gemma4:31b", input="And?", previous_response_id=first.id)
     assert client.responses.retrieve(first.id).output_text == "Hello from far"
+    client.responses.retrieve(first.id, include=["a", "b"], starting_after=3)
+    client.responses.with_raw_response.retrieve(first.id, extra_query={"limit": 2})
+    paths = [request["path"].partition("?")[2] for request in mantle.requests[-2:]]
+    assert sorted(parse_qsl(paths[0])) == [("include[]", "a"), ("include[]", "b"), ("starting_after", "3")]
+    assert paths[1] == "limit=2"
     client.responses.delete(first.id)
     assert error_of(lambda: client.responses.retrieve(first.id)).status_code == 404
     assert error_of(lambda: client.embeddings.create(model="gemma4:31b", input="x")).code == "unknown_url"

@@ -75,39 +75,35 @@ class FallbackHandler:
 
     def handle(self, request: Request) -> Reply:
         try:
-            asked = _read(request)
-        except RequestError as exc:
-            return _refusal(exc)
-        steps = self._decide(asked)
-        reply: Reply | None = None
-        try:
-            while True:
-                step = steps.send(reply)
+            steps = self._decide(_read(request))
+            step = _next_step(steps, None)
+            while not isinstance(step, Reply):
                 if step is None:
                     time.sleep(_SLICE_S)
-                    reply = None
+                    step = _next_step(steps, None)
                 else:
-                    reply = step.run(self)
-        except StopIteration as end:
-            answer: Reply = end.value
-            return answer
+                    step = _next_step(steps, step.run(self))
+            return step
+        except Expired:
+            raise
+        except Exception as exc:
+            return _refusal(exc)
 
     async def ahandle(self, request: Request) -> Reply:
         try:
-            asked = _read(request)
-        except RequestError as exc:
+            steps = self._decide(_read(request))
+            step = _next_step(steps, None)
+            while not isinstance(step, Reply):
+                if step is None:
+                    await sleep(_SLICE_S)
+                    step = _next_step(steps, None)
+                else:
+                    step = _next_step(steps, await step.arun(self))
+            return step
+        except Expired:
+            raise
+        except Exception as exc:
             return _refusal(exc)
-        steps = self._decide(asked)
-        reply: Reply | None = None
-        while True:
-            step = _next_step(steps, reply)
-            if isinstance(step, Reply):
-                return step
-            if step is None:
-                await sleep(_SLICE_S)
-                reply = None
-            else:
-                reply = await step.arun(self)
 
     def _decide(self, asked: _Asked) -> Generator[_Step | None, Reply | None, Reply]:
         """Yields None to wait a little, or a step to run, whose reply it is sent; returns the answer."""
@@ -418,6 +414,7 @@ def _taken(reply: Reply | None) -> Reply:
 
 
 def _next_step(steps: Generator[_Step | None, Reply | None, Reply], reply: Reply | None) -> _Step | Reply | None:
+    """The end of a decision is its answer."""
     try:
         return steps.send(reply)
     except StopIteration as end:

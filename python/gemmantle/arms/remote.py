@@ -190,7 +190,7 @@ class _Call:
     path: str
     timeout: float | None
     service: Service
-    params: dict[str, str]
+    params: dict[str, Any]
     route: str = ""  # of the table; empty for requests about state and models
     fitted: Fitted | None = None
     stream: bool = False
@@ -318,7 +318,13 @@ class Remote:
     def _call(self, request: Request, reason: str) -> _Call:
         path = _path(request.path)
         method = request.method.upper()
-        params = dict(parse_qsl(request.query))
+        params: dict[str, Any] = {}
+        for name, value in parse_qsl(request.query):
+            # The SDK writes a list as repeated names with brackets, and adds them itself.
+            if name.endswith("[]"):
+                params.setdefault(name[:-2], []).append(value)
+            else:
+                params[name] = value
         service = Service("", "", "", reason)
         if path.strip("/") in ROUTES and method == "POST":
             route = path.strip("/")

@@ -204,7 +204,7 @@ def _content(parts: list[Any], role: str, path: str, pending: list[tuple[str, st
     results: list[dict[str, Any]] = []
     for number, given in enumerate(parts):
         where = f"{path}.parts[{number}]"
-        part = {"text": given} if isinstance(given, str) else _snake_keys(given)
+        part: dict[str, Any] = {"text": given} if isinstance(given, str) else _snake_keys(given)
         if "text" in part:
             if part.get("thought"):
                 thoughts += part["text"]
@@ -215,8 +215,8 @@ def _content(parts: list[Any], role: str, path: str, pending: list[tuple[str, st
             url = f"data:{data.get('mime_type', 'image/png')};base64,{data.get('data', '')}"
             texts.append({"type": "image_url", "image_url": {"url": url}})
         elif "file_data" in part:
-            url = _snake_keys(part["file_data"]).get("file_uri")
-            texts.append({"type": "image_url", "image_url": {"url": url}})
+            address = _snake_keys(part["file_data"]).get("file_uri")
+            texts.append({"type": "image_url", "image_url": {"url": address}})
         elif "function_call" in part:
             call = part["function_call"]
             call_id = call.get("id") or f"call_{path}.{number}"
