@@ -233,6 +233,9 @@ def test_f7_a_queue_that_stays(mantle):
     handler, _ = pair(mantle, Models(engine), busy_s=0)
     assert arm_of(handler) == ("remote", "busy")
     assert engine.submitted == []
+    handler, _ = pair(mantle, Models(engine), busy_s=0)
+    handler._remote.capabilities.data["models"] = {"other": {}}
+    assert arm_of(handler) == ("local", None)  # the service lacks the model, so there is nothing to wait for
     left = [2, 1, 0]
     engine.stats = lambda: {"queued": left.pop(0) if left else 0}
     handler, _ = pair(mantle, Models(engine), busy_s=30)

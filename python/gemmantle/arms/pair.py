@@ -137,13 +137,15 @@ class FallbackHandler:
         name = asked.body.get("model") if asked.body else None
         if not isinstance(name, str):
             return None
+        # Nobody waits for a way out that is not there.
+        may = self._remote.triggers if self._remote.capabilities.remote_name(name) else frozenset()
         engine = self._source.find(name)
         if engine is None:
             started = self._clock()
             future = self._load(name)
             while not future.done():
                 _check(until)
-                if "loading" in self._remote.triggers and self._clock() - started >= self._remote.loading_s:
+                if "loading" in may and self._clock() - started >= self._remote.loading_s:
                     return "loading"
                 yield
             failure = future.exception()
@@ -153,7 +155,7 @@ class FallbackHandler:
                 return reply if reason is None else _Refused(reply, reason)
             engine = future.result()
         stats = getattr(engine, "stats", None)
-        if stats is None or "busy" not in self._remote.triggers:
+        if stats is None or "busy" not in may:
             return None
         started = self._clock()
         while self._waiting(stats):
