@@ -84,6 +84,11 @@ def load(
     fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
+    if fallback is not None:
+        # Every other argument, whatever there is: the pair calls this function again without `fallback`.
+        options = {name: value for name, value in locals().items() if name not in ("model", "fallback")}
+        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
+        return paired
     check_options(
         device=device,
         threads=threads,
@@ -95,20 +100,6 @@ def load(
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
     )
-    if fallback is not None:
-        options = {
-            "device": device,
-            "threads": threads,
-            "mode": mode,
-            "max_context": max_context,
-            "deterministic": deterministic,
-            "max_concurrency": max_concurrency,
-            "default_sampling": default_sampling,
-            "default_reasoning": default_reasoning,
-            "unknown_fields": unknown_fields,
-        }
-        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
-        return paired
     found = hub.resolve(model)
     settings = Settings(
         path=str(found.path.absolute()),

@@ -162,7 +162,7 @@ class Request:
     headers: Mapping[str, str]  # looked up by lower-case names
     body: bytes = b""
     timeout: float | None = None
-    query: str = ""
+    query: str = ""  # as it stands in the address, without the question mark
 
 
 class ByteStream(Protocol):
