@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openai
 
+    from gemmantle.arms.remote import Remote
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
 
@@ -72,6 +73,7 @@ def load(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    fallback: Remote | None = None,
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
@@ -79,8 +81,14 @@ def load(
     max_context: tokens of prompt plus answer, None for what the checkpoint allows. deterministic: the same bits alone
     and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
     from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
+    if fallback is not None:
+        # Every other argument, whatever there is: the pair calls this function again without `fallback`.
+        options = {name: value for name, value in locals().items() if name not in ("model", "fallback")}
+        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
+        return paired
     check_options(
         device=device,
         threads=threads,

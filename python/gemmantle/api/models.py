@@ -6,8 +6,9 @@ from typing import Any
 
 from gemmantle.api.protocol import ModelSource, Profile
 from gemmantle.errors import RequestError
+from gemmantle.names import aliases_of
 
-__all__ = ["card", "list_models", "retrieve"]
+__all__ = ["absent_card", "card", "list_models", "retrieve"]
 
 
 def card(profile: Profile) -> dict[str, Any]:
@@ -24,6 +25,12 @@ def card(profile: Profile) -> dict[str, Any]:
         "fingerprint": profile.fingerprint,
         "loaded": True,
     }
+
+
+def absent_card(name: str) -> dict[str, Any]:
+    """The wire form of a model that is on disk and not loaded."""
+    aliases = list(aliases_of(name))
+    return {"id": name, "object": "model", "created": 0, "owned_by": "local", "aliases": aliases, "loaded": False}
 
 
 def list_models(models: ModelSource) -> dict[str, Any]:

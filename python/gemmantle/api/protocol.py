@@ -19,6 +19,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "Request",
+    "RequestHandler",
     "Sampling",
     "ServingEngine",
     "Token",
@@ -161,6 +162,7 @@ class Request:
     headers: Mapping[str, str]  # looked up by lower-case names
     body: bytes = b""
     timeout: float | None = None
+    query: str = ""  # as it stands in the address, without the question mark
 
 
 class ByteStream(Protocol):
@@ -172,6 +174,8 @@ class ByteStream(Protocol):
 
     def close(self) -> None: ...
 
+    async def aclose(self) -> None: ...
+
 
 @dataclass
 class Reply:
@@ -180,3 +184,11 @@ class Reply:
     status: int
     headers: list[tuple[str, str]]
     body: bytes | ByteStream
+
+
+class RequestHandler(Protocol):
+    """What stands behind a door: the local handler, the remote arm, or both with the rules between them."""
+
+    def handle(self, request: Request) -> Reply: ...
+
+    async def ahandle(self, request: Request) -> Reply: ...
