@@ -59,7 +59,7 @@ def OpenAI(
     ignored. TypeError, in words, for base_url, http_client and what is neither's.
     """
     source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return _sync_client(Handler(source), options)
+    return _sync_client(Handler(source, source.state_path), options)
 
 
 def AsyncOpenAI(
@@ -74,7 +74,7 @@ def AsyncOpenAI(
 ) -> openai.AsyncOpenAI:
     """A genuine `openai.AsyncOpenAI`, for any number of loops in turn; the arguments are those of `OpenAI`."""
     source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return _async_client(Handler(source), options)
+    return _async_client(Handler(source, source.state_path), options)
 
 
 def client_for(engine: ServingEngine, **options: Any) -> openai.OpenAI:
@@ -87,7 +87,7 @@ def async_client_for(engine: ServingEngine, **options: Any) -> openai.AsyncOpenA
 
 
 def handler_for(engine: ServingEngine) -> Handler:
-    return Handler(OneModel(engine))
+    return Handler(OneModel(engine), getattr(engine, "state_path", None))
 
 
 class OneModel:
@@ -114,6 +114,7 @@ class LocalModels:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self.state_path: str | None = options.get("state_path")
         self._engines: dict[str, ServingEngine] = {}
         self._lock = threading.Lock()
 

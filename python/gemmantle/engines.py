@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "check_options", "load"]
 
-EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields")
+EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields", "state_path")
 
 _DEVICES = ("auto", "cpu", "reference", "cuda")
 _MODES = ("exact", "fast")
@@ -58,6 +58,7 @@ class Settings:
     default_sampling: str
     default_reasoning: str
     unknown_fields: str
+    state_path: str
 
 
 def load(
@@ -72,6 +73,7 @@ def load(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    state_path: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
@@ -79,6 +81,7 @@ def load(
     max_context: tokens of prompt plus answer, None for what the checkpoint allows. deterministic: the same bits alone
     and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
     from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    state_path: a file (SQLite) that keeps stored responses, files and batches; None keeps them in this process.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
     check_options(
@@ -91,6 +94,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path=state_path,
     )
     found = hub.resolve(model)
     settings = Settings(
@@ -106,6 +110,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path="" if state_path is None else os.path.abspath(state_path),
     )
     engine = _shared(settings)
     try:
@@ -127,6 +132,7 @@ def check_options(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    state_path: str | os.PathLike[str] | None = None,
 ) -> None:
     """ValueError naming the argument, the value found and what it may be."""
     for name, value, allowed in (
@@ -143,6 +149,8 @@ def check_options(
             raise ValueError(f"{name} is {number!r}; it must be a positive integer or None")
     if not isinstance(deterministic, bool):
         raise ValueError(f"deterministic is {deterministic!r}; it must be True or False")
+    if state_path is not None and (not isinstance(state_path, (str, os.PathLike)) or not os.fspath(state_path)):
+        raise ValueError(f"state_path is {state_path!r}; it must be the path of a file or None")
 
 
 class Engine:
@@ -259,6 +267,11 @@ class Engine:
     def name(self) -> str:
         return self._settings.name
 
+    @property
+    def state_path(self) -> str | None:
+        """Where stored responses, files and batches are kept; None for this process alone."""
+        return self._settings.state_path or None
+
     def close(self) -> None:
         """Give back one `load`; the last one ends running requests with EngineClosed and frees the model."""
         with _registry_lock:
@@ -304,10 +317,19 @@ class Engine:
         generation: Generation = opened.engine.submit(_id_array(ids), opened.core.SamplingParams(**vars(sampling)))
         return generation
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool) -> Prompt:
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
+    ) -> Prompt:
         opened = self._use()
         render = importlib.import_module("gemmantle.chat").render
-        prompt: Prompt = render(messages, tools=tools, thinking=thinking, series=opened.series)
+        prompt: Prompt = render(
+            messages, tools=tools, thinking=thinking, series=opened.series, preserve_thinking=preserve_thinking
+        )
         return prompt.with_tokenizer(opened.words())
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:

@@ -50,7 +50,8 @@ class _Transport:
         timeout = (request.extensions.get("timeout") or {}).get("read")
         if request.headers.get("x-stainless-retry-count", "0") != "0" and self._has_expired(body):
             raise Expired
-        return Request(request.method, request.url.path, request.headers, body, timeout)
+        query = request.url.query.decode("ascii", "replace")
+        return Request(request.method, request.url.path, request.headers, body, timeout, query)
 
     def _has_expired(self, body: bytes) -> bool:
         return time.monotonic() - self._expired.get(_digest(body), -math.inf) < _REPEAT_S

@@ -134,7 +134,12 @@ class ServingEngine(Protocol):
     def submit(self, ids: Sequence[int], sampling: Sampling) -> Generation: ...
 
     def render_chat(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
     ) -> Prompt: ...
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...
@@ -161,6 +166,7 @@ class Request:
     headers: Mapping[str, str]  # looked up by lower-case names
     body: bytes = b""
     timeout: float | None = None
+    query: str = ""  # as it stands in the address, without the question mark
 
 
 class ByteStream(Protocol):
