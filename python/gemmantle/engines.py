@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openai
 
+    from gemmantle.batch import BatchSummary
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
 
@@ -182,6 +183,21 @@ class Engine:
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         """
         return evaluate.score(self, items, mode, 2 * self._settings.max_concurrency)
+
+    def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
+        """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.
+
+        src: a file, or an iterable of lines or dicts: {custom_id, method, url, body} or {recordId, modelInput}. dst
+        gets one line for each, in the order they end, failures beside successes. resume: ids that dst already answers
+        are left alone, so a run that was killed is simply started again; False empties dst first. ValueError, before
+        anything runs, for a line without an id of its own.
+        """
+        batch = importlib.import_module("gemmantle.batch")
+        handler = _clients().handler_for(self)
+        workers = 2 * self._settings.max_concurrency
+        summary: BatchSummary = batch.run(handler, src, dst, model=self.name, workers=workers, resume=resume)
+        batch.report(summary)
+        return summary
 
     def logits(
         self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
