@@ -75,8 +75,8 @@ def run(
     src: Source,
     dst: str | os.PathLike[str],
     *,
-    model: str,
     workers: int,
+    model: str | None = None,
     resume: bool = True,
     url: str | None = None,
     on_line: Callable[[BatchSummary], bool] | None = None,
@@ -92,6 +92,8 @@ def run(
             raise ValueError(f"another run writes to {os.fspath(dst)}; wait for it or name another file") from None
         done = _tidy(out) if resume else _emptied(out)
         summary.skipped = sum(line.name in done for line in lines)
+        if on_line is not None and on_line(summary):
+            return summary
         _Run(handler, out, summary, on_line).answer(
             sorted((line for line in lines if line.name not in done), key=Line.order), workers
         )
@@ -101,7 +103,7 @@ def run(
     return summary
 
 
-def read_lines(src: Source, model: str, url: str | None = None) -> list[Line]:
+def read_lines(src: Source, model: str | None, url: str | None = None) -> list[Line]:
     """The requests of a file or of dicts and strings. ValueError names the line that has no id of its own."""
     raw: Iterable[Any]
     if isinstance(src, (str, os.PathLike)):
@@ -121,7 +123,7 @@ def read_lines(src: Source, model: str, url: str | None = None) -> list[Line]:
     return lines
 
 
-def _read_line(text: Any, number: int, model: str, only: str | None) -> Line:
+def _read_line(text: Any, number: int, model: str | None, only: str | None) -> Line:
     try:
         value = json.loads(text) if isinstance(text, (str, bytes)) else text
     except (ValueError, RecursionError) as exc:
@@ -148,7 +150,7 @@ def _read_line(text: Any, number: int, model: str, only: str | None) -> Line:
         line.fault = f"`method` is '{str(value['method'])[:100]}'; it must be POST"
     elif body.get("stream") or body.get("background"):
         line.fault = "answers of a batch come whole: leave `stream` and `background` out"
-    else:
+    elif model is not None:
         line.body = {"model": model, **body}
     return line
 

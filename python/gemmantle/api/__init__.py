@@ -7,13 +7,14 @@ timeout, and what interrupts the caller itself.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from gemmantle.api import chat, completions, models, responses, stored
+from gemmantle.api import chat, completions, embeddings, files, models, responses, stored
 from gemmantle.api.background import State, state_at
 from gemmantle.api.common import new_id
 from gemmantle.api.problems import Expired, Problem, problem_of
@@ -34,6 +35,7 @@ _GENERATING: dict[str, _Start] = {
     "/completions": lambda body, engine, _: completions.start(body, engine),
     "/responses": lambda body, engine, state: responses.start(body, engine, state()),
 }
+_BATCH_WORKERS = 32
 _COUNTING = "/responses/input_tokens"
 
 
@@ -131,8 +133,15 @@ class Handler:
             return _found(started, EventStream(work, answer, self._pace, request.timeout), name)
         return None
 
-    def _look_up(self, request: Request) -> dict[str, Any] | ByteStream:
+    def _look_up(self, request: Request) -> dict[str, Any] | bytes | ByteStream:
         path = _path(request)
+        if path == "/embeddings":
+            raise embeddings.refuse(parse_body(request.body))
+        if path.startswith("/files"):
+            return files.serve(request, path.removeprefix("/files").removeprefix("/"), self._state().folder)
+        if path.startswith("/batches"):
+            name = path.removeprefix("/batches").removeprefix("/")
+            return self._state().batches.serve(request, name, self._run_lines)
         if path == _COUNTING:
             body = parse_body(request.body)
             model = _model_name(body)
@@ -142,6 +151,18 @@ class Handler:
         if path == "/models":
             return models.list_models(self._source)
         return models.retrieve(self._source, path.removeprefix("/models/"))
+
+    def _run_lines(self, src: str, dst: str, endpoint: str, progress: Callable[[int, int, int], bool]) -> None:
+        """Answer the lines of a batch (see `batches.Runner`)."""
+        batch = importlib.import_module("gemmantle.batch")
+        batch.run(
+            self,
+            src,
+            dst,
+            workers=_BATCH_WORKERS,
+            url=endpoint.removeprefix("/v1"),
+            on_line=lambda s: progress(s.total, s.skipped + s.succeeded, s.failed),
+        )
 
     def _state(self) -> State:
         """Looked up each time: a child of fork() has none of its parent's."""
@@ -170,7 +191,13 @@ def _route(request: Request) -> _Start | None:
         raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
     if path.startswith("/responses/") and path != "/responses/compact":
         return None
-    known = ", ".join([*sorted(_GENERATING), "/models"])
+    if path in ("/files", "/batches") or path.startswith(("/files/", "/batches/")):
+        return None
+    if path == "/embeddings":
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    known = ", ".join([*sorted(_GENERATING), "/batches", "/files", "/models"])
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
 
 
@@ -208,9 +235,11 @@ def _common_headers(started: float, model: str | None = None) -> list[tuple[str,
     return headers
 
 
-def _found(started: float, found: dict[str, Any] | ByteStream, model: str | None = None) -> Reply:
+def _found(started: float, found: dict[str, Any] | bytes | ByteStream, model: str | None = None) -> Reply:
     if isinstance(found, dict):
         return _done(started, found, model)
+    if isinstance(found, bytes):
+        return Reply(200, [("content-type", "application/octet-stream"), *_common_headers(started)], found)
     headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
     return Reply(200, headers + _common_headers(started, model), found)
 

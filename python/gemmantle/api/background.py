@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any, Protocol
 
+from gemmantle.api.batches import Batches
+from gemmantle.api.files import Folder
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.store import MemoryStore, Record, SqliteStore, Store
 from gemmantle.api.stream import Answer, Work, merged, sleep
@@ -166,14 +168,33 @@ def _check(deadline: float | None) -> None:
 
 
 class State:
-    """The stored responses of one place, and the background answers that will end there."""
+    """The stored responses of one place, the background answers that will end there, and its files and batches."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, folder: str | None = None) -> None:
         self.store = store
+        self._folder_path = folder
+        self._folder: Folder | None = None
+        self._batches: Batches | None = None
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._driver: threading.Thread | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    @property
+    def folder(self) -> Folder:
+        """Made when it is needed: most processes upload nothing."""
+        with self._lock:
+            if self._folder is None:
+                self._folder = Folder(self._folder_path)
+            return self._folder
+
+    @property
+    def batches(self) -> Batches:
+        folder = self.folder
+        with self._lock:
+            if self._batches is None:
+                self._batches = Batches(folder)
+            return self._batches
 
     def drive(self, job: Job) -> None:
         """Run a job to its end, whoever reads it."""
@@ -264,7 +285,7 @@ def state_at(path: str | os.PathLike[str] | None) -> State:
             _left_by_parent.append(_states)  # closing a database of the parent here would harm the parent's
             _states, _pid = {}, os.getpid()
         if key not in _states:
-            _states[key] = State(MemoryStore() if key is None else SqliteStore(key))
+            _states[key] = State(MemoryStore()) if key is None else State(SqliteStore(key), f"{key}.files")
         return _states[key]
 
 

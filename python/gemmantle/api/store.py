@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["MemoryStore", "Record", "SqliteStore", "Store"]
+__all__ = ["MemoryStore", "Record", "SqliteStore", "Store", "is_alive"]
 
 MAX_RESPONSES = 1000
 MAX_BYTES = 256 << 20
@@ -180,7 +180,7 @@ class SqliteStore:
         with self._lock:
             rows = self._db.execute("SELECT id, owner FROM responses WHERE status IN (?, ?)", _UNFINISHED).fetchall()
         for name, owner in rows:
-            if owner != os.getpid() and _is_alive(owner):
+            if owner != os.getpid() and is_alive(owner):
                 continue
             record = self.get(name)
             if record is not None:
@@ -200,7 +200,9 @@ class SqliteStore:
             self._db.execute("COMMIT")
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: Any) -> bool:
+    if type(pid) is not int:
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
