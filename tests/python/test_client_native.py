@@ -309,6 +309,39 @@ def test_a_chain_and_a_cancelled_answer(speaker):
     assert speaker.stats()["running"] == 0
 
 
+def test_closing_the_engine_fails_what_runs_in_the_background(speaker):
+    with gemmantle.load(speaker.info()["path"], device="cpu", max_context=1500) as engine:
+        client = engine.client()
+        name = respond(engine, max_output_tokens=1400, background=True).id
+        deadline = time.monotonic() + 20
+        while client.responses.retrieve(name).status == "queued" and time.monotonic() < deadline:
+            time.sleep(0.002)
+    last = list(client.responses.retrieve(name, stream=True))[-1]
+    assert last.type == "response.failed"
+    assert last.response.error.code == "server_error"
+    assert "closed" in last.response.error.message
+    assert speaker.client().responses.retrieve(name).status == "failed"
+
+
+EXIT = """
+import sys, gemmantle
+engine = gemmantle.load(sys.argv[1], device="cpu", max_context=1500)
+client = engine.client()
+extra = {"ignore_eos": True}
+queued = client.responses.create(model=engine.name, input="Hi", background=True, extra_body=extra)
+while (status := client.responses.retrieve(queued.id).status) == "queued":
+    pass
+print(status)
+"""
+
+
+def test_the_interpreter_ends_while_something_runs_in_the_background(speaker):
+    command = [sys.executable, "-c", EXIT, speaker.info()["path"]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "in_progress", "")
+
+
 def test_a_batch_over_the_engine(speaker, tmp_path, capsys):
     lines = [
         {"custom_id": str(k), "method": "POST", "url": "/v1/responses", "body": {"input": "Hi", "max_output_tokens": 3}}

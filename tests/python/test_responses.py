@@ -20,7 +20,7 @@ from response_events import events_of, steady
 from gemmantle.api.background import state_at
 from gemmantle.api.items import packed
 from gemmantle.api.store import MemoryStore, Record, SqliteStore
-from gemmantle.client import async_client_for, client_for
+from gemmantle.client import OpenAI, async_client_for, client_for
 from gemmantle.errors import DeviceError, EngineClosed
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "responses"
@@ -365,8 +365,19 @@ def test_a_state_path_that_is_something_else_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("just some notes, long enough to be no database at all" * 20)
     with pytest.raises(ValueError, match=r"notes\.txt"):
-        state_at(path)
+        OpenAI(state_path=path)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        OpenAI(state_path=tmp_path / "absent" / "state.db")
     assert path.read_text().startswith("just")
+
+
+def test_both_clients_of_a_process_share_a_file(tmp_path):
+    engine = FakeEngine(HELLO)
+    engine.state_path = str(tmp_path / "state.db")
+    name = client_for(engine).responses.create(model="fake", input="Hi").id
+    assert OpenAI(state_path=tmp_path / "state.db").responses.retrieve(name).output_text == "Hello, world!"
+    with pytest.raises(openai.NotFoundError):
+        client_for(FakeEngine(HELLO)).responses.retrieve(name)
 
 
 # -- background

@@ -43,9 +43,12 @@ class Handler:
     """Answers requests with the models of one source. Safe from any thread; bound to no loop."""
 
     def __init__(self, source: ModelSource, state_path: str | os.PathLike[str] | None = None) -> None:
-        """state_path: a file that keeps stored responses; None for the store of this process."""
+        """state_path: a file that keeps stored responses; None for the store of this process. ValueError, now and not
+        at the first request, where it is no such file."""
         self._source = source
         self._state_path = state_path
+        if state_path is not None:
+            state_at(state_path)
         self._pace = Pace()
         self._repeats = Repeats()
 

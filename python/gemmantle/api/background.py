@@ -178,7 +178,9 @@ class State:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._driver: threading.Thread | None = None
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
 
     @property
     def folder(self) -> Folder:
@@ -203,7 +205,7 @@ class State:
             if self._driver is None:
                 self._driver = threading.Thread(target=self._run, name="gemmantle-background", daemon=True)
                 self._driver.start()
-        os.eventfd_write(self._wake, 1)
+        self.wake()
 
     def job(self, name: str) -> Job | None:
         """A job that may still run; what has ended is in the store."""
@@ -247,19 +249,20 @@ class State:
                     return
                 jobs = list(self._jobs.values())
             poll = select.poll()
-            poll.register(self._wake, select.POLLIN)
+            poll.register(self._woken, select.POLLIN)
             for job in jobs:
                 for descriptor in job.descriptors():
                     poll.register(descriptor, select.POLLIN)
             poll.poll(1000)
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
+                os.read(self._woken, 4096)
             for job in jobs:
                 job.advance()
 
     def wake(self) -> None:
         """Have the driver look again: a job was ended by somebody else."""
-        os.eventfd_write(self._wake, 1)
+        with contextlib.suppress(BlockingIOError):  # full: it will look anyway
+            os.write(self._waker, b"w")
 
     def forget(self, name: str) -> None:
         with self._lock:
@@ -267,8 +270,9 @@ class State:
         self.wake()
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._wake)
+        for descriptor in (self._woken, self._waker):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 _lock = threading.Lock()

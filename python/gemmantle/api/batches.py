@@ -139,7 +139,7 @@ class Batches:
                 facts["request_counts"] = {"total": total, "completed": completed, "failed": failed}
                 if facts["status"] == "validating":
                     self._step(facts, "in_progress")
-                return facts["status"] == "cancelling" or time.time() >= facts["expires_at"]
+                return bool(facts["status"] == "cancelling" or time.time() >= facts["expires_at"])
 
         try:
             source = self._folder.content_path(facts["input_file_id"])

@@ -34,12 +34,14 @@ class Folder:
     """Files and their facts. `path` None: a temporary folder that goes with the process."""
 
     def __init__(self, path: str | None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="gemmantle-") if path is None else None
-        self.path = Path(path if self._temporary is None else self._temporary.name)
+        if path is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="gemmantle-")
+            path = self._temporary.name
+        self.path = Path(path)
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def add(self, data: bytes, filename: str, purpose: str) -> dict[str, Any]:
-        facts = {
+        facts: dict[str, Any] = {
             "id": new_id("file-"),
             "object": "file",
             "bytes": len(data),
