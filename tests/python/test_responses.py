@@ -169,6 +169,15 @@ def test_the_limit_ends_an_answer_as_incomplete():
     assert (answer.output_text, answer.max_output_tokens) == ("Hello", 2)
 
 
+def test_a_whole_call_stays_whole_where_the_limit_cuts_what_follows():
+    answer = ask(FakeEngine([*CALL, *content("and", " more")]), tools=[WEATHER], max_output_tokens=3)
+    assert answer.status == "incomplete"
+    assert [(item.type, item.status) for item in answer.output] == [
+        ("function_call", "completed"),
+        ("message", "incomplete"),
+    ]
+
+
 def test_a_failure_before_the_first_byte_is_an_http_error_and_after_it_an_event():
     with pytest.raises(openai.InternalServerError):
         ask(FakeEngine([*content("one"), DeviceError("lost")]))

@@ -331,6 +331,7 @@ class ResponseAnswer(Reading):
         self._open: _OpenItem | None = None
         self._calls = 0
         self._has_opened = False
+        self._is_cut = False
         profile = engine.profile
         self.name = new_id("resp_")
         self._response: dict[str, Any] = {
@@ -369,6 +370,7 @@ class ResponseAnswer(Reading):
         if self._response["status"] == "queued":
             self._response["status"] = "in_progress"
             self._emit("response.in_progress", response=self._response)
+        self._is_cut = delta.finish_reason == "length"
         super().feed(choice, delta)
 
     def take(self) -> bytes:
@@ -425,9 +427,15 @@ class ResponseAnswer(Reading):
 
     def _write(self, choice: Choice, kind: str, value: Any) -> None:
         if kind == "call":
-            self._calls += 1
+            self._write(choice, "open", value)
+            self._write(choice, "arguments", value["function"]["arguments"])
             if self._calls <= self._asked.max_tool_calls:
-                self._write_call(value)
+                self._close("completed")  # it is whole, whatever cuts the answer after it
+            return
+        if kind in ("open", "arguments"):
+            self._calls += kind == "open"
+            if self._calls <= self._asked.max_tool_calls:  # further ones are ignored, as the field says
+                self._write_call(kind, value)
             return
         if self._open is None or self._open.kind != kind:
             self._close("completed")
@@ -444,27 +452,28 @@ class ResponseAnswer(Reading):
     def _write_end(self, choice: Choice) -> None:
         if self._open is not None and self._open.kind == "content":
             self._open.add("", choice.logprobs.content)
-        cut = choice.finish_reason == "length"
         if not self._output and self._open is None:
             self._open = self._begin_text("content")
-        self._finish("incomplete" if cut else "completed")
+        self._finish("incomplete" if self._is_cut else "completed")
 
-    def _write_call(self, call: dict[str, Any]) -> None:
+    def _write_call(self, kind: str, value: Any) -> None:
+        """A call opens, or its arguments grow; what is written next closes it."""
+        if kind == "arguments":
+            assert self._open is not None
+            self._open.add(value, [])
+            self._emit_item("response.function_call_arguments.delta", delta=value)
+            return
         self._close("completed")
-        function = call["function"]
         item = {
             "id": new_id("fc_"),
             "type": "function_call",
             "status": "in_progress",
-            "call_id": call["id"],
-            "name": function["name"],
+            "call_id": value["id"],
+            "name": value["function"]["name"],
             "arguments": "",
         }
         self._open = _OpenItem("call", item)
         self._emit("response.output_item.added", output_index=len(self._output), item=item)
-        self._open.add(function["arguments"], [])
-        self._emit_item("response.function_call_arguments.delta", delta=function["arguments"])
-        self._close("completed")
 
     def _begin_text(self, kind: str) -> _OpenItem:
         if kind == "content":
