@@ -92,7 +92,7 @@ def async_client_for(engine: ServingEngine, **options: Any) -> openai.AsyncOpenA
 
 
 def handler_for(engine: ServingEngine) -> Handler:
-    return Handler(OneModel(engine))
+    return Handler(OneModel(engine), getattr(engine, "state_path", None))
 
 
 class OneModel:
@@ -119,6 +119,7 @@ class LocalModels:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self.state_path: str | None = options.get("state_path")
         self._engines: dict[str, ServingEngine] = {}
         self._lock = threading.Lock()
 
@@ -166,8 +167,8 @@ def _engine_options(
     return engine
 
 
-def _handler(source: ModelSource, fallback: Remote | None) -> RequestHandler:
-    local = Handler(source)
+def _handler(source: LocalModels, fallback: Remote | None) -> RequestHandler:
+    local = Handler(source, source.state_path)
     if fallback is None:
         return local
     pair: RequestHandler = importlib.import_module("gemmantle.arms.pair").FallbackHandler(local, source, fallback)

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     import openai
 
     from gemmantle.arms.remote import Remote
+    from gemmantle.batch import BatchSummary
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
 
 __all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "check_options", "load"]
 
-EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields")
+EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields", "state_path")
 
 _DEVICES = ("auto", "cpu", "reference", "cuda")
 _MODES = ("exact", "fast")
@@ -59,6 +60,7 @@ class Settings:
     default_sampling: str
     default_reasoning: str
     unknown_fields: str
+    state_path: str
 
 
 def load(
@@ -74,6 +76,7 @@ def load(
     default_reasoning: str = "none",
     unknown_fields: str = "error",
     fallback: Remote | None = None,
+    state_path: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
@@ -82,6 +85,7 @@ def load(
     and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
     from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
     fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
+    state_path: a file (SQLite) that keeps stored responses, files and batches; None keeps them in this process.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
     if fallback is not None:
@@ -99,6 +103,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path=state_path,
     )
     found = hub.resolve(model)
     settings = Settings(
@@ -114,6 +119,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path="" if state_path is None else os.path.abspath(state_path),
     )
     engine = _shared(settings)
     try:
@@ -135,6 +141,7 @@ def check_options(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    state_path: str | os.PathLike[str] | None = None,
 ) -> None:
     """ValueError naming the argument, the value found and what it may be."""
     for name, value, allowed in (
@@ -151,6 +158,8 @@ def check_options(
             raise ValueError(f"{name} is {number!r}; it must be a positive integer or None")
     if not isinstance(deterministic, bool):
         raise ValueError(f"deterministic is {deterministic!r}; it must be True or False")
+    if state_path is not None and (not isinstance(state_path, (str, os.PathLike)) or not os.fspath(state_path)):
+        raise ValueError(f"state_path is {state_path!r}; it must be the path of a file or None")
 
 
 class Engine:
@@ -182,6 +191,21 @@ class Engine:
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         """
         return evaluate.score(self, items, mode, 2 * self._settings.max_concurrency)
+
+    def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
+        """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.
+
+        src: a file, or an iterable of lines or dicts: {custom_id, method, url, body} or {recordId, modelInput}. dst
+        gets one line for each, in the order they end, failures beside successes. resume: ids that dst already answers
+        are left alone, so a run that was killed is simply started again; False empties dst first. ValueError, before
+        anything runs, for a line without an id of its own.
+        """
+        batch = importlib.import_module("gemmantle.batch")
+        handler = _clients().handler_for(self)
+        workers = 2 * self._settings.max_concurrency
+        summary: BatchSummary = batch.run(handler, src, dst, model=self.name, workers=workers, resume=resume)
+        batch.report(summary)
+        return summary
 
     def logits(
         self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
@@ -267,6 +291,11 @@ class Engine:
     def name(self) -> str:
         return self._settings.name
 
+    @property
+    def state_path(self) -> str | None:
+        """Where stored responses, files and batches are kept; None for this process alone."""
+        return self._settings.state_path or None
+
     def close(self) -> None:
         """Give back one `load`; the last one ends running requests with EngineClosed and frees the model."""
         with _registry_lock:
@@ -312,10 +341,19 @@ class Engine:
         generation: Generation = opened.engine.submit(_id_array(ids), opened.core.SamplingParams(**vars(sampling)))
         return generation
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool) -> Prompt:
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
+    ) -> Prompt:
         opened = self._use()
         render = importlib.import_module("gemmantle.chat").render
-        prompt: Prompt = render(messages, tools=tools, thinking=thinking, series=opened.series)
+        prompt: Prompt = render(
+            messages, tools=tools, thinking=thinking, series=opened.series, preserve_thinking=preserve_thinking
+        )
         return prompt.with_tokenizer(opened.words())
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:

@@ -26,6 +26,7 @@ _STATUS = {
 _TYPE = {
     "request_timeout": "timeout_error",
     "response_not_cancellable": "conflict",
+    "batch_not_cancellable": "conflict",
     "engine_busy": "rate_limit_error",
 }
 _RETRY_AFTER_MS = {"engine_busy": 500, "model_loading": 1000, "engine_draining": 1000, "insufficient_memory": 1000}

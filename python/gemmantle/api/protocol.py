@@ -135,7 +135,12 @@ class ServingEngine(Protocol):
     def submit(self, ids: Sequence[int], sampling: Sampling) -> Generation: ...
 
     def render_chat(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
     ) -> Prompt: ...
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...

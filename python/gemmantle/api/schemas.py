@@ -12,7 +12,15 @@ from gemmantle.api.messages import calls_allowed, read_messages, read_tools
 from gemmantle.api.protocol import Profile, Sampling
 from gemmantle.errors import RequestError
 
-__all__ = ["ChatRequest", "CompletionRequest", "choice_sampling", "parse_body", "read_chat", "read_completion"]
+__all__ = [
+    "CHAT_FIELDS",
+    "ChatRequest",
+    "CompletionRequest",
+    "choice_sampling",
+    "parse_body",
+    "read_chat",
+    "read_completion",
+]
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -26,6 +34,7 @@ _CHAT_FIELDS = _SAMPLING_FIELDS | {
     "messages", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort",
     "chat_template_kwargs", "enable_thinking", "include_reasoning", "response_format",
 }  # fmt: skip
+CHAT_FIELDS = frozenset(_CHAT_FIELDS)
 _COMPLETION_FIELDS = _SAMPLING_FIELDS | {"prompt", "echo", "best_of", "add_special_tokens"}
 
 _LEVELS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -53,6 +62,7 @@ class ChatRequest(CommonRequest):
     tools: list[dict[str, Any]] | None = None
     calls_allowed: bool = True
     thinking: bool = False
+    preserve_thinking: bool = False
     include_reasoning: bool = True
 
 

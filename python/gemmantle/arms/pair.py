@@ -271,7 +271,7 @@ class FallbackEngine:
             if trigger_of(exc) not in remote.triggers or remote.capabilities.remote_name(model) is None:
                 raise
             self.load_error = exc
-        local = Handler(self)
+        local = Handler(self, options.get("state_path"))
         self._handler = FallbackHandler(local, self, remote)
 
     def client(self, **options: Any) -> openai.OpenAI:
