@@ -14,6 +14,7 @@ from typing import Any
 
 from gemmantle.api import chat, completions, models
 from gemmantle.api.common import new_id
+from gemmantle.api.helpers import HELPERS
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
 from gemmantle.api.repeats import Repeats
@@ -60,7 +61,7 @@ class Handler:
         try:
             start = _route(request)
             if start is None:
-                return _done(started, self._look_up(request))
+                return _done(started, await self._alook_up(request))
             return await self._repeats.arun(request, lambda: self._agenerate(request, start, started))
         except Expired:
             raise
@@ -115,8 +116,19 @@ class Handler:
         headers += _common_headers(started, name)
         return Reply(200, headers, EventStream(work, answer, self._pace, request.timeout))
 
+    async def _alook_up(self, request: Request) -> dict[str, Any]:
+        if not request.body:
+            return self._look_up(request)
+        from anyio import to_thread
+
+        return await to_thread.run_sync(self._look_up, request)
+
     def _look_up(self, request: Request) -> dict[str, Any]:
         path = _path(request)
+        if path in HELPERS:
+            body = parse_body(request.body)
+            model = _model_name(body)
+            return HELPERS[path](body, self._source.find(model) or self._source.load(model))
         if path == "/models":
             return models.list_models(self._source)
         return models.retrieve(self._source, path.removeprefix("/models/"))
@@ -132,13 +144,17 @@ def _route(request: Request) -> _Start | None:
         if method == "GET" and path == "/chat/completions":
             raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
         raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    if path in HELPERS:
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
     if path.startswith("/chat/completions/"):
         raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
     if path == "/models" or (path.startswith("/models/") and len(path) > len("/models/")):
         if method == "GET":
             return None
         raise RequestError(f"{path[:200]} answers GET, not {method}", code="method_not_allowed")
-    known = ", ".join([*sorted(_GENERATING), "/models"])
+    known = ", ".join([*sorted(_GENERATING), "/models", *sorted(HELPERS)])
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
 
 
