@@ -147,8 +147,8 @@ def _serve(options: argparse.Namespace) -> int:
     keys = options.api_key or [key for key in [os.environ.get("GEMMANTLE_API_KEY", "")] if key]
     if not all(keys):
         raise ValueError("--api-key is empty; leave it out to ask for no key")
-    if min(options.max_requests, options.max_body_mib) < 1:
-        raise ValueError("--max-requests and --max-body-mib must be at least 1")
+    if options.max_requests < 1 or not 1 <= options.max_body_mib <= 64:
+        raise ValueError("--max-requests must be at least 1, --max-body-mib from 1 to 64")
     body_bytes = options.max_body_mib << 20
     run.serve(
         options.models,

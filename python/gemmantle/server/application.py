@@ -69,7 +69,7 @@ class Application:
         self.loading = loading
         self._models = models
         self._handler = Handler(models)
-        self._keys = [_digest(key) for key in keys]
+        self._keys = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._origins = frozenset(origins)
         self._metrics = Metrics()
@@ -148,6 +148,10 @@ class Application:
             await exchange.refuse(refusal, linger=True)
             return
         own = self._own_routes().get(exchange.path)
+        if own is not None and exchange.method not in ("GET", "HEAD", "OPTIONS"):
+            wrong = Problem("method_not_allowed", f"{exchange.path} answers GET, not {exchange.method}")
+            await exchange.refuse(wrong, linger=True)
+            return
         if own is not None or (exchange.method == "OPTIONS" and exchange.origin in self._origins):
             await exchange.finish(*(own or _preflight)(exchange))
             return
@@ -194,7 +198,7 @@ class Application:
         if not self._keys or exchange.path in _OPEN or exchange.method == "OPTIONS":
             return None
         scheme, _, key = exchange.headers.get("authorization", "").partition(" ")
-        found = _digest(key.strip())
+        found = hashlib.sha256(key.strip(" \t").encode("latin-1")).digest()  # the bytes that came
         # Every key is compared, in time that does not tell how near a guess came.
         if scheme.lower() == "bearer" and sum(hmac.compare_digest(found, known) for known in self._keys):
             return None
@@ -237,7 +241,8 @@ class Application:
                 f"content-encoding is '{encoding[:40]}'; send the body uncompressed", code="unsupported_media_type"
             )
         length = exchange.headers.get("content-length", "")
-        self._hold(exchange, int(length) if len(length) < 16 and length.isdigit() else 0)
+        if len(length) < 16 and length.isdigit():
+            self._check_size(int(length))
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.body_s):
@@ -246,8 +251,9 @@ class Application:
                     if message["type"] == "http.disconnect":
                         exchange.gone = True
                         raise Gone
-                    body += message.get("body", b"")
-                    self._hold(exchange, len(body) - exchange.held_bytes)
+                    part = message.get("body", b"")
+                    self._hold(exchange, len(part))
+                    body += part
                     if not message.get("more_body", False):
                         exchange.has_body_left = False
                         return bytes(body)
@@ -257,15 +263,16 @@ class Application:
                 code="request_timeout",
             ) from None
 
-    def _hold(self, exchange: Exchange, more: int) -> None:
-        if more <= 0:
-            return
-        if exchange.held_bytes + more > self.limits.body_bytes:
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.body_bytes:
             raise RequestError(
-                f"the request body has {exchange.held_bytes + more} bytes or more; the limit is "
-                f"{self.limits.body_bytes}",
+                f"the request body has {size} bytes or more; the limit is {self.limits.body_bytes}",
                 code="request_too_large",
             )
+
+    def _hold(self, exchange: Exchange, more: int) -> None:
+        """Count bytes that came: those only announced would let a few callers hold the room without filling it."""
+        self._check_size(exchange.held_bytes + more)
         if self._held_bytes + more > self.limits.bodies_bytes:
             raise RequestError(
                 f"the bodies of all running requests would hold over {self.limits.bodies_bytes} bytes; try again later",
@@ -304,10 +311,6 @@ def _host_name(host: str) -> str:
 
 def _is_same_origin(origin: str, headers: dict[str, str]) -> bool:
     return origin.partition("://")[2].lower() == headers.get("host", "").lower()
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 def _json(status: int, value: dict[str, Any]) -> tuple[int, Headers, bytes]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -149,6 +150,7 @@ def serve(
 
     Answers 503 until all models are there. What `load` raises ends the server and is raised here.
     """
+    _allow_many_files()
     listener = bind(host, port)
     is_loopback = host in ("localhost", "::1") or host.startswith("127.")
     served = ServedModels()
@@ -186,6 +188,14 @@ def serve(
             close()
     if failures:
         raise failures[0]
+
+
+def _allow_many_files() -> None:
+    """A stream takes two descriptors, and the usual soft limit of 1024 is soon full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, 4 * MAX_CONNECTIONS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _address(listener: socket.socket) -> str:
