@@ -292,6 +292,31 @@ def test_errors_are_told_and_can_be_tried_again(page):
         assert page.value("document.querySelectorAll('.turn').length") == 0
 
 
+def test_a_new_chat_ends_the_answer_that_runs(page):
+    engine = FakeEngine([*content("So far"), HOLD])
+    with serving(engine) as door:
+        ready(page, door)
+        ask(page, "Hi")
+        page.until(f"{LAST}?.textContent === 'So far'")
+        page.click("#fresh")
+        page.until(f"{IDLE} && document.querySelectorAll('.turn').length === 0")
+        while engine.cancelled == 0:
+            page.value("1")
+        engine.script = HELLO
+        ask(page, "Hi")
+        page.until(f"{LAST}?.textContent === 'Hello, world!'")
+
+
+def test_the_page_waits_for_a_model_that_loads(page):
+    with serving(FakeEngine(HELLO), loading=True) as door:
+        page.open(f"{door.url}/")
+        page.until("document.querySelector('#text').placeholder === 'The model is being loaded.'")
+        door.application.loading = False
+        page.until("document.querySelector('#model').options.length > 0")
+        ask(page, "Hi")
+        page.until(f"{LAST}?.textContent === 'Hello, world!'")
+
+
 def test_a_server_with_a_key_asks_for_it(page):
     with serving(FakeEngine(HELLO), keys=["secret"]) as door:
         page.open(f"{door.url}/")
