@@ -61,7 +61,11 @@ class Handler:
         try:
             start = _route(request)
             if start is None:
-                return _done(started, await self._alook_up(request))
+                if request.method.upper() == "GET":
+                    return _done(started, self._look_up(request))
+                from anyio import to_thread
+
+                return _done(started, await to_thread.run_sync(self._look_up, request))
             return await self._repeats.arun(request, lambda: self._agenerate(request, start, started))
         except Expired:
             raise
@@ -115,13 +119,6 @@ class Handler:
         headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
         headers += _common_headers(started, name)
         return Reply(200, headers, EventStream(work, answer, self._pace, request.timeout))
-
-    async def _alook_up(self, request: Request) -> dict[str, Any]:
-        if not request.body:
-            return self._look_up(request)
-        from anyio import to_thread
-
-        return await to_thread.run_sync(self._look_up, request)
 
     def _look_up(self, request: Request) -> dict[str, Any]:
         path = _path(request)
