@@ -260,6 +260,14 @@ class Engine:
     def async_transport(self, family: str | None = None) -> Any:
         return _transports().async_transport(_clients().handler_for(self), family)
 
+    def asgi(self, **options: Any) -> Any:
+        """An ASGI application that answers from this engine, for any asyncio server; it needs no extra package.
+
+        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits.
+        """
+        server = importlib.import_module("gemmantle.server")
+        return server.Application(server.ServedModels([self]), **options)
+
     # -- facts
 
     def info(self) -> dict[str, Any]:

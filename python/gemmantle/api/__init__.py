@@ -17,6 +17,7 @@ from typing import Any
 from gemmantle.api import chat, completions, embeddings, files, models, responses, stored
 from gemmantle.api.background import State, state_at
 from gemmantle.api.common import new_id
+from gemmantle.api.helpers import HELPERS
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
 from gemmantle.api.repeats import Repeats
@@ -151,6 +152,10 @@ class Handler:
             return responses.count_tokens(body, self._source.find(model) or self._source.load(model), self._state())
         if path.startswith("/responses/"):
             return stored.serve(request, path.removeprefix("/responses/"), self._state())
+        if path in HELPERS:
+            body = parse_body(request.body)
+            model = _model_name(body)
+            return HELPERS[path](body, self._source.find(model) or self._source.load(model))
         if path == "/models":
             return models.list_models(self._source)
         return models.retrieve(self._source, path.removeprefix("/models/"))
@@ -182,6 +187,10 @@ def _route(request: Request) -> _Start | None:
         if method == "GET" and path == "/chat/completions":
             raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
         raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    if path in HELPERS:
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
     if path.startswith("/chat/completions/"):
         raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
     if path == "/models" or (path.startswith("/models/") and len(path) > len("/models/")):
@@ -200,7 +209,7 @@ def _route(request: Request) -> _Start | None:
         if method == "POST":
             return None
         raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
-    known = ", ".join([*sorted(_GENERATING), "/batches", "/files", "/models"])
+    known = ", ".join([*sorted(_GENERATING), "/batches", "/files", "/models", *sorted(HELPERS)])
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
 
 

@@ -40,10 +40,9 @@ def list_models(models: ModelSource) -> dict[str, Any]:
 def retrieve(models: ModelSource, name: str) -> dict[str, Any]:
     """One card, by canonical name or alias."""
     found = models.find(name)
-    if found is not None:
-        return card(found.profile)
+    wanted = name if found is None else found.profile.name
     for known in models.cards():
-        if name == known["id"] or name in known["aliases"]:
+        if wanted == known["id"] or wanted in known["aliases"]:
             return known
     names = ", ".join(known["id"] for known in models.cards()) or "none"
     raise RequestError(f"model '{name[:200]}' is not here; known: {names}", code="model_not_found", param="model")
