@@ -14,7 +14,7 @@ from gemmantle import engines, hub
 from gemmantle._http import library
 from gemmantle.api import Handler
 from gemmantle.api.models import absent_card, card
-from gemmantle.api.protocol import ModelSource, RequestHandler, ServingEngine
+from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.errors import ModelNotFound
 from gemmantle.transport import async_transport, sync_transport
 

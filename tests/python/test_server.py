@@ -122,6 +122,16 @@ def head_of(length, extra=""):
 # -- own routes
 
 
+def test_stored_responses_are_paged_over_the_socket():
+    with serving(FakeEngine(content("Yes."))) as door:
+        client = door.client()
+        asked = [{"role": "user", "content": word} for word in ("one", "two", "three")]
+        stored = client.responses.create(model="fake", input=asked)
+        page = client.responses.input_items.list(stored.id, limit=2, order="asc")
+        assert [item.content[0].text for item in page.data] == ["one", "two"]
+        assert page.has_more
+
+
 def test_health_readiness_version_and_page():
     with serving(FakeEngine(HELLO)) as door:
         assert get(door, "/health")[::2] == (200, '{"status": "ok"}')

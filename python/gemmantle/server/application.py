@@ -168,7 +168,9 @@ class Application:
             await exchange.refuse(problem_of(exc), linger=True)
             return
         exchange.watch()
-        request = Request(exchange.method, exchange.path, exchange.headers, body, self.limits.answer_s)
+        request = Request(
+            exchange.method, exchange.path, exchange.headers, body, self.limits.answer_s, query=exchange.query
+        )
         del body
         try:
             reply = await self._handler.ahandle(request)

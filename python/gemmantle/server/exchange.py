@@ -36,6 +36,7 @@ class Exchange:
     ) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        self.query: str = scope.get("query_string", b"").decode("latin-1")
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.origin = self.headers.get("origin")
         self.receive = receive
