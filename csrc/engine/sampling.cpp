@@ -48,6 +48,9 @@ void SamplingParams::validate() const {
   require(logprobs >= -1 && logprobs <= kMaxTopLogprobs, "logprobs", str(logprobs), "-1 (off) or 0 to 20");
   require(prompt_logprobs >= -1 && prompt_logprobs <= kMaxTopLogprobs, "prompt_logprobs", str(prompt_logprobs),
           "-1 (off) or 0 to 20");
+  require(prompt_logprobs_start >= 0 && prompt_logprobs_start <= kMost, "prompt_logprobs_start",
+          str(prompt_logprobs_start), "0 (all of them) or the index of a token of the prompt");
+  require(priority >= -100 && priority <= 100, "priority", str(priority), "-100 to 100; 0 is the usual one");
 }
 
 void SamplingParams::validate(int64_t vocabulary) const {

@@ -76,6 +76,8 @@ class SamplingParams:
         channels: bool = False,
         start_in_thought: bool = False,
         single_call: bool = False,
+        prompt_logprobs_start: int = 0,
+        priority: int = 0,
     ) -> None: ...
 
 class Token:
@@ -105,6 +107,8 @@ class Delta:
     def stop_reason(self) -> str | int | None: ...
     @property
     def usage(self) -> tuple[int, int, int, int] | None: ...
+    @property
+    def queue_ms(self) -> float | None: ...
 
 class Generation:
     """A running request. Dropping it cancels it."""
@@ -135,7 +139,12 @@ class Engine:
     ) -> None: ...
     def submit(self, ids: NDArray[np.int32], params: SamplingParams) -> Generation: ...
     def logits(
-        self, ids: NDArray[np.int32], *, chunks: Sequence[int] | None = None, last_only: bool = False
+        self,
+        ids: NDArray[np.int32],
+        *,
+        chunks: Sequence[int] | None = None,
+        last_only: bool = False,
+        reuse: bool = False,
     ) -> NDArray[np.float32]: ...
     def stats(self) -> dict[str, object]: ...
     def max_context(self) -> int: ...

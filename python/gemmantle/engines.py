@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,14 +157,28 @@ class Engine:
 
     # -- generating
 
-    def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[Result]:
-        """Answer requests, in order; many run at once.
+    def generate(
+        self,
+        requests: Iterable[dict[str, Any]],
+        *,
+        ordered: bool = True,
+        on_result: Callable[[Result], object] | None = None,
+    ) -> Iterator[Result]:
+        """Answer requests; many run at once, and only as many are taken from the iterable as keep the engine full.
 
         A request is a dict with `prompt` (text, which gets one BOS, or ids, taken as they are) or `messages`, and
         sampling fields under their API names; a prompt without max_tokens gets 16, as in the API. RequestError, at its
         turn, names the request and the field.
+
+        ordered: results come in the order of the requests; False gives each as soon as it has ended, and its `index`
+        says which it is. on_result: all requests run in this call, each result goes to it, and the iterator is empty.
         """
-        return bulk.generate(self, requests, 2 * self._settings.max_concurrency)
+        results = bulk.generate(self, requests, 2 * self._settings.max_concurrency, ordered)
+        if on_result is None:
+            return results
+        for result in results:
+            on_result(result)
+        return iter(())
 
     def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
@@ -252,7 +266,7 @@ class Engine:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the running engine: queued, running, blocks, steps, tokens."""
+        """Counters of the running engine: queued, running, blocks, steps, tokens, hit rate, times as histograms."""
         return dict(self._use().engine.stats())
 
     @property

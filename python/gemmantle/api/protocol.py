@@ -97,6 +97,8 @@ class Sampling:
     channels: bool = False
     start_in_thought: bool = False
     single_call: bool = False
+    prompt_logprobs_start: int = 0  # the first prompt token that has one
+    priority: int = 0  # the higher is admitted first
 
 
 @dataclass(frozen=True)
