@@ -81,8 +81,7 @@ SamplingParams make_params(int64_t max_tokens, double temperature, double top_p,
                            std::vector<std::string> stop, const std::vector<long long>& stop_token_ids, bool ignore_eos,
                            int64_t min_tokens, long long logprobs, long long prompt_logprobs,
                            const std::vector<long long>& suppress, bool include_stop, bool channels,
-                           bool start_in_thought, bool single_call, int64_t prompt_logprobs_start,
-                           long long priority) {
+                           bool start_in_thought, bool single_call, int64_t prompt_logprobs_start, long long priority) {
   SamplingParams params;
   params.max_tokens = max_tokens;
   params.temperature = temperature;
@@ -318,11 +317,12 @@ void bind_engine(py::module_& m) {
           py::arg("ids"), py::arg("params"),
           "ids: int32 [n], contiguous. Raises RequestError (invalid_value, context_length_exceeded, engine_busy),\n"
           "EngineClosed, ForkedEngineError.")
-      .def("logits", &logits_of, py::arg("ids"), py::kw_only(), py::arg("chunks") = py::none(),
-           py::arg("last_only") = false, py::arg("reuse") = false,
-           "Logits after softcap: float32 [n, vocabulary], or [1, vocabulary] with last_only. Runs between other\n"
-           "requests, in steps of `chunks` rows where they are given. reuse, with last_only: positions before may come\n"
-           "from kept KV blocks. Raises as submit does; KeyboardInterrupt.")
+      .def(
+          "logits", &logits_of, py::arg("ids"), py::kw_only(), py::arg("chunks") = py::none(),
+          py::arg("last_only") = false, py::arg("reuse") = false,
+          "Logits after softcap: float32 [n, vocabulary], or [1, vocabulary] with last_only. Runs between other\n"
+          "requests, in steps of `chunks` rows where they are given. reuse, with last_only: positions before may come\n"
+          "from kept KV blocks. Raises as submit does; KeyboardInterrupt.")
       .def(
           "stats", [](const PyEngine& self) { return stats_of(self->stats()); },
           "Counters and limits; queued, running, steps, prompt_tokens (computed), cached_tokens (found instead),\n"

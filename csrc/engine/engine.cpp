@@ -101,8 +101,7 @@ Generation Engine::submit(std::vector<int32_t> ids, SamplingParams params) {
   return enqueue(std::move(ids), std::move(params), "prompt", {}, std::nullopt, true);
 }
 
-LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks, bool last_only,
-                             bool reuse) {
+LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks, bool last_only, bool reuse) {
   refuse_in_child(owner_);
   const auto n = static_cast<int64_t>(ids.size());
   std::vector<int64_t> chunk_ends;
@@ -129,8 +128,8 @@ LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t
   }
   LogitsSink sink{std::shared_ptr<float[]>(new float[static_cast<size_t>(rows * cols)]), last_only};
   std::shared_ptr<float[]> values = sink.values;
-  return {enqueue(std::move(ids), std::move(params), "ids", std::move(chunk_ends), std::move(sink), reuse), std::move(values),
-          rows, cols};
+  return {enqueue(std::move(ids), std::move(params), "ids", std::move(chunk_ends), std::move(sink), reuse),
+          std::move(values), rows, cols};
 }
 
 Generation Engine::enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, const char* field,

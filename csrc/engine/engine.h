@@ -25,8 +25,8 @@ namespace gemmantle {
 struct EngineStats {
   int64_t queued = 0, running = 0;
   int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, preemptions = 0;
-  int64_t cached_tokens = 0;                                    // of prompts, found instead of computed
-  int64_t decode_rows = 0, repeated_rows = 0, logit_rows = 0;   // the second: computed again after a preemption
+  int64_t cached_tokens = 0;                                   // of prompts, found instead of computed
+  int64_t decode_rows = 0, repeated_rows = 0, logit_rows = 0;  // the second: computed again after a preemption
   int64_t blocks_free[kKvGroups] = {}, blocks_total[kKvGroups] = {};
   int64_t blocks_kept[kKvGroups] = {};  // of the free ones, those with contents that may be found again
   Histogram queue_time, time_to_first_token, time_between_tokens;

@@ -168,9 +168,8 @@ int64_t Scheduler::match(Sequence& sequence) {
 // Only one that is in this step: it comes nearer with every step.
 bool Scheduler::is_being_computed(int32_t node) const {
   const Sequence* computer = prefixes_.computer(node);
-  return computer != nullptr && std::any_of(plan_.begin(), plan_.end(), [&](const ScheduledRows& entry) {
-           return entry.sequence == computer;
-         });
+  return computer != nullptr && std::any_of(plan_.begin(), plan_.end(),
+                                            [&](const ScheduledRows& entry) { return entry.sequence == computer; });
 }
 
 bool Scheduler::still_awaits(const Sequence& sequence) const {

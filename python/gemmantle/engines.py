@@ -190,15 +190,21 @@ class Engine:
         return evaluate.score(self, items, mode, 2 * self._settings.max_concurrency)
 
     def logits(
-        self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
+        self,
+        ids: Sequence[int],
+        *,
+        chunks: list[int] | None = None,
+        last_only: bool = False,
+        reuse: bool = False,
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits after the final softcap, float32 [n, vocabulary] ([1, vocabulary] with last_only).
 
-        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them.
+        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them. reuse, with
+        last_only: the K and V of positions before may come from earlier requests; otherwise all is computed.
         """
         opened = self._use()
         array: np.ndarray[Any, np.dtype[np.float32]] = opened.engine.logits(
-            _id_array(ids), chunks=chunks, last_only=last_only
+            _id_array(ids), chunks=chunks, last_only=last_only, reuse=reuse
         )
         return array
 

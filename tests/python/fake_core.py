@@ -108,7 +108,9 @@ class Engine:
             raise EngineClosed("closed")
         return Generation(self, ids.tolist(), params)
 
-    def logits(self, ids: np.ndarray, *, chunks: list[int] | None = None, last_only: bool = False) -> np.ndarray:
+    def logits(
+        self, ids: np.ndarray, *, chunks: list[int] | None = None, last_only: bool = False, reuse: bool = False
+    ) -> np.ndarray:
         table = np.zeros((len(ids), VOCABULARY), np.float32)
         table[np.arange(len(ids)), (ids + 1) % VOCABULARY] = 1
         return table[-1:] if last_only else table

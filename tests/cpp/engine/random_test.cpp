@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <random>
@@ -161,8 +162,8 @@ class Simulation {
   void finish(Sequence& sequence) {
     const Known& known = known_.at(&sequence);
     EXPECT_LT(now_ - known.submitted, 2000) << "a request starves";
-    const int64_t n = std::min(sequence.params().max_tokens,
-                               model_->limits.max_context - static_cast<int64_t>(known.prompt.size()));
+    const int64_t n =
+        std::min(sequence.params().max_tokens, model_->limits.max_context - static_cast<int64_t>(known.prompt.size()));
     const std::vector<int32_t> output(sequence.tokens().begin() + sequence.prompt_size(), sequence.tokens().end());
     EXPECT_EQ(output, expected_ids(*model_, known.prompt, n)) << "request " << known.number;
     if (sequence.params().prompt_logprobs >= 0) {
@@ -240,7 +241,11 @@ TEST(Random, steps_keep_every_invariant) {
   const auto seed = static_cast<unsigned>(setting("GEMMANTLE_RANDOM_SEED", 20260));
   SCOPED_TRACE(::testing::Message() << "seed " << seed);
   Simulation simulation(seed);
-  simulation.run(setting("GEMMANTLE_RANDOM_STEPS", 20000));
+  simulation.run(setting("GEMMANTLE_RANDOM_STEPS", 100000));
+  std::printf("seed %u: %lld requests finished, %lld cancelled, %lld failed, %lld preemptions, %lld tokens found\n",
+              seed, static_cast<long long>(simulation.finished), static_cast<long long>(simulation.cancelled),
+              static_cast<long long>(simulation.failed), static_cast<long long>(simulation.scheduler().preemptions()),
+              static_cast<long long>(simulation.scheduler().cached_tokens()));
   EXPECT_GT(simulation.finished, 100);
   EXPECT_GT(simulation.cancelled, 10);
   EXPECT_GT(simulation.failed, 0);
@@ -270,7 +275,10 @@ TEST(Random, threads_get_what_each_request_gives_alone) {
         for (Generation& choice : choices) {
           switch (prompts.upto(6)) {
             case 0: choice.cancel(); break;
-            case 1: choice.next(); choice.cancel(); break;
+            case 1:
+              choice.next();
+              choice.cancel();
+              break;
             case 2: continue;  // dropped
             default:
               EXPECT_EQ(ids_of(read_all(choice)), expected_ids(*model, prompt, params.max_tokens));
