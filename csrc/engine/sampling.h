@@ -9,6 +9,7 @@
 namespace gemmantle {
 
 struct SamplingParams {
+  int priority = 0;  // the higher is admitted first
   int64_t max_tokens = -1;  // -1: up to the context; 0: prompt work only
   double temperature = 1;   // 0: greedy
   double top_p = 1;
@@ -32,7 +33,6 @@ struct SamplingParams {
   bool channels = false;              // follow the control ids; false: every token is content
   bool start_in_thought = false;      // the prompt ended inside an open thought
   bool single_call = false;           // end after the first complete call
-  int priority = 0;                   // the higher is admitted first
 
   // Throws invalid_argument with the field as param.
   void validate() const;
