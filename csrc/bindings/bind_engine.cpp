@@ -75,14 +75,17 @@ int to_count(long long value) {
   return static_cast<int>(std::clamp<long long>(value, -2, std::numeric_limits<int>::max()));
 }
 
-SamplingParams make_params(int64_t max_tokens, double temperature, double top_p, int64_t top_k, double min_p,
-                           double repetition_penalty, double presence_penalty, double frequency_penalty,
+SamplingParams make_params(long long priority, int64_t prompt_logprobs_start, int64_t max_tokens, double temperature,
+                           double top_p, int64_t top_k, double min_p, double repetition_penalty,
+                           double presence_penalty, double frequency_penalty,
                            const std::map<long long, double>& logit_bias, const py::int_& seed, long long choice,
                            std::vector<std::string> stop, const std::vector<long long>& stop_token_ids, bool ignore_eos,
                            int64_t min_tokens, long long logprobs, long long prompt_logprobs,
                            const std::vector<long long>& suppress, bool include_stop, bool channels,
-                           bool start_in_thought, bool single_call, int64_t prompt_logprobs_start, long long priority) {
+                           bool start_in_thought, bool single_call) {
   SamplingParams params;
+  params.priority = static_cast<int>(std::clamp<long long>(priority, -1000, 1000));
+  params.prompt_logprobs_start = prompt_logprobs_start;
   params.max_tokens = max_tokens;
   params.temperature = temperature;
   params.top_p = top_p;
@@ -110,8 +113,6 @@ SamplingParams make_params(int64_t max_tokens, double temperature, double top_p,
   params.channels = channels;
   params.start_in_thought = start_in_thought;
   params.single_call = single_call;
-  params.prompt_logprobs_start = prompt_logprobs_start;
-  params.priority = static_cast<int>(std::clamp<long long>(priority, -1000, 1000));
   params.validate();
   return params;
 }
@@ -215,20 +216,20 @@ py::dict stats_of(const EngineStats& stats) {
 void bind_params(py::module_& m) {
   py::class_<SamplingParams>(m, "SamplingParams", "How a reply is sampled and where it ends.")
       .def(
-          py::init(&make_params), py::kw_only(), py::arg("max_tokens") = -1, py::arg("temperature") = 1.0,
-          py::arg("top_p") = 1.0, py::arg("top_k") = 0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
-          py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(),
-          py::arg("seed") = 0, py::arg("choice") = 0, py::arg("stop") = py::list(),
-          py::arg("stop_token_ids") = py::list(), py::arg("ignore_eos") = false, py::arg("min_tokens") = 0,
-          py::arg("logprobs") = -1, py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(),
-          py::arg("include_stop") = false, py::arg("channels") = false, py::arg("start_in_thought") = false,
-          py::arg("single_call") = false, py::arg("prompt_logprobs_start") = 0, py::arg("priority") = 0,
+          py::init(&make_params), py::kw_only(), py::arg("priority") = 0, py::arg("prompt_logprobs_start") = 0,
+          py::arg("max_tokens") = -1, py::arg("temperature") = 1.0, py::arg("top_p") = 1.0, py::arg("top_k") = 0,
+          py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0, py::arg("presence_penalty") = 0.0,
+          py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(), py::arg("seed") = 0,
+          py::arg("choice") = 0, py::arg("stop") = py::list(), py::arg("stop_token_ids") = py::list(),
+          py::arg("ignore_eos") = false, py::arg("min_tokens") = 0, py::arg("logprobs") = -1,
+          py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(), py::arg("include_stop") = false,
+          py::arg("channels") = false, py::arg("start_in_thought") = false, py::arg("single_call") = false,
+          "priority: the higher is admitted first. prompt_logprobs_start: the first token that has one; what lies\n"
+          "before it may come from kept KV blocks.\n"
           "max_tokens: -1 up to the context, 0 prompt work only. temperature 0: arg-max, ties to the lowest id.\n"
           "Order: logit bias and penalties, suppressed ids, temperature, top_k, top_p, min_p, draw by (seed, choice,\n"
           "position). logprobs, prompt_logprobs: -1 off, else 0 to 20 alternatives. channels: follow the control ids;\n"
-          "otherwise every token is content. single_call: end after the first complete tool call.\n"
-          "prompt_logprobs_start: the first token that has one; what lies before it may come from kept KV blocks.\n"
-          "priority: the higher is admitted first.\n\n"
+          "otherwise every token is content. single_call: end after the first complete tool call.\n\n"
           "Raises RequestError with the field as param.");
 }
 

@@ -9,7 +9,7 @@
 namespace gemmantle {
 
 struct SamplingParams {
-  int priority = 0;  // the higher is admitted first
+  int priority = 0;         // the higher is admitted first
   int64_t max_tokens = -1;  // -1: up to the context; 0: prompt work only
   double temperature = 1;   // 0: greedy
   double top_p = 1;

@@ -54,6 +54,8 @@ class SamplingParams:
     def __init__(
         self,
         *,
+        priority: int = 0,
+        prompt_logprobs_start: int = 0,
         max_tokens: int = -1,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -76,8 +78,6 @@ class SamplingParams:
         channels: bool = False,
         start_in_thought: bool = False,
         single_call: bool = False,
-        prompt_logprobs_start: int = 0,
-        priority: int = 0,
     ) -> None: ...
 
 class Token:
