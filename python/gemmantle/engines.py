@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,14 +174,28 @@ class Engine:
 
     # -- generating
 
-    def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[Result]:
-        """Answer requests, in order; many run at once.
+    def generate(
+        self,
+        requests: Iterable[dict[str, Any]],
+        *,
+        ordered: bool = True,
+        on_result: Callable[[Result], object] | None = None,
+    ) -> Iterator[Result]:
+        """Answer requests; many run at once, and only as many are taken from the iterable as keep the engine full.
 
         A request is a dict with `prompt` (text, which gets one BOS, or ids, taken as they are) or `messages`, and
         sampling fields under their API names; a prompt without max_tokens gets 16, as in the API. RequestError, at its
         turn, names the request and the field.
+
+        ordered: results come in the order of the requests; False gives each as soon as it has ended, and its `index`
+        says which it is. on_result: all requests run in this call, each result goes to it, and the iterator is empty.
         """
-        return bulk.generate(self, requests, 2 * self._settings.max_concurrency)
+        results = bulk.generate(self, requests, 2 * self._settings.max_concurrency, ordered)
+        if on_result is None:
+            return results
+        for result in results:
+            on_result(result)
+        return iter(())
 
     def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
@@ -208,15 +222,21 @@ class Engine:
         return summary
 
     def logits(
-        self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
+        self,
+        ids: Sequence[int],
+        *,
+        chunks: list[int] | None = None,
+        last_only: bool = False,
+        reuse: bool = False,
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits after the final softcap, float32 [n, vocabulary] ([1, vocabulary] with last_only).
 
-        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them.
+        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them. reuse, with
+        last_only: the K and V of positions before may come from earlier requests; otherwise all is computed.
         """
         opened = self._use()
         array: np.ndarray[Any, np.dtype[np.float32]] = opened.engine.logits(
-            _id_array(ids), chunks=chunks, last_only=last_only
+            _id_array(ids), chunks=chunks, last_only=last_only, reuse=reuse
         )
         return array
 
@@ -292,7 +312,7 @@ class Engine:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the running engine: queued, running, blocks, steps, tokens."""
+        """Counters of the running engine: queued, running, blocks, steps, tokens, hit rate, times as histograms."""
         return dict(self._use().engine.stats())
 
     @property

@@ -76,6 +76,8 @@ class Prompt(Protocol):
 class Sampling:
     """Sampling fields of one generation; names and meanings are those of the native SamplingParams."""
 
+    priority: int = 0  # the higher is admitted first
+    prompt_logprobs_start: int = 0  # the first prompt token that has one
     max_tokens: int = -1  # -1: up to the context, 0: prompt work only
     temperature: float = 1.0
     top_p: float = 1.0

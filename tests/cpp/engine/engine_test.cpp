@@ -370,6 +370,15 @@ TEST(Engine, closing_ends_what_runs_and_what_waits) {
   for (int i = 0; i < 6; ++i) generations.push_back(engine->submit({1}, greedy(50)));
   gate.await_reached();
   std::thread closer([&] { engine->close(); });
+  const auto is_closing = [&] {
+    try {
+      engine->submit({1}, greedy(1));
+    } catch (const Error& error) {
+      return error.code() == ErrorCode::closed;
+    }
+    return false;
+  };
+  while (!is_closing()) std::this_thread::yield();
   gate.open();
   closer.join();
   engine->close();
