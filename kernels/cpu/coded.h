@@ -23,12 +23,12 @@ namespace {
 constexpr int64_t kGroup = 32;
 constexpr int64_t kStrip = kGroup * kLanes;  // columns
 constexpr int64_t kVecBytes = 4 * kLanes;
-constexpr int64_t kCodedStrip = 11 * kVecBytes;    // 8 words of codes | scales | sums | sums of each first half
-constexpr int64_t kTurnedStrip = 10 * kVecBytes;   // 8 words of codes | 2 scales, see Side
-constexpr int64_t kTurnedBytes = 384 << 10;        // tile of weights: well inside a 1 MiB second-level cache
-constexpr int64_t kStripsAtOnce = 6;               // strips of kCodedX + kCodedW rows that the first-level cache holds
-constexpr int kCodedW = 2;                         // the register tile: kCodedW x kCodedX sums of either kind
-constexpr int kCodedX = kLanes == 16 ? 4 : 2;
+constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | sums | sums of each first half
+constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales, see Side
+constexpr int64_t kTurnedBytes = 384 << 10;       // tile of weights: well inside a 1 MiB second-level cache
+constexpr int64_t kStripsAtOnce = 6;              // strips of kCodedX + kCodedW rows that the first-level cache holds
+constexpr int kCodedW = 2;                        // the tile: kCodedW x kCodedX sums, integer and f32
+constexpr int kCodedX = 4;
 constexpr int kFewRows = 3;
 
 constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
@@ -36,22 +36,26 @@ constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) 
 template <class F>
 constexpr bool kHasCodes = F::group >= kGroup;
 
-// What codes are too large by.
+// Eight-bit codes stay signed where unsigned ones would be too large for dot4.
 template <class F>
-constexpr int kOffsetBits = F::id == formats::FormatId::q4_0                                          ? 3
-                            : F::id == formats::FormatId::q5_0                                        ? 4
-                            : F::id == formats::FormatId::q6_k                                        ? 5
-                            : F::id == formats::FormatId::q8_0 || F::id == formats::FormatId::iq4_nl ? 7
-                                                                                                      : -1;
+constexpr bool kEightBits = F::id == formats::FormatId::q8_0 || F::id == formats::FormatId::iq4_nl;
 template <class F>
-constexpr bool kSmallCodes = kOffsetBits<F> < 7;
+constexpr bool kSignedCodes = kEightBits<F> && !kByteDots;
+
+// Codes are too large by 2 to this; -1: by nothing.
+template <class F>
+constexpr int kOffsetBits = F::id == formats::FormatId::q4_0   ? 3
+                            : F::id == formats::FormatId::q5_0 ? 4
+                            : F::id == formats::FormatId::q6_k ? 5
+                            : kEightBits<F> && kByteDots       ? 7
+                                                               : -1;
 
 // What the two scales of a weight strip are: one scale; scales of the two halves of each group; scale and minimum.
 enum class Side { one, halves, minimum };
 template <class F>
-constexpr Side kSide = F::id == formats::FormatId::q6_k ? Side::halves
-                       : kOffsetBits<F> < 0             ? Side::minimum
-                                                        : Side::one;
+constexpr Side kSide = F::id == formats::FormatId::q6_k       ? Side::halves
+                       : kOffsetBits<F> < 0 && !kEightBits<F> ? Side::minimum
+                                                              : Side::one;
 
 struct WeightStrip {
   Ints codes[8];
@@ -86,19 +90,16 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
   using formats::FormatId;
   Ints low[4], high[4];  // values 0..15 and 16..31 of groups
   if constexpr (F::group == kGroup) {
-    constexpr int kCodes = F::id == FormatId::q5_0                              ? 6
-                           : F::id == FormatId::q5_1                            ? 8
-                           : F::id == FormatId::q4_1                            ? 4
-                                                                                : 2;
+    constexpr int kCodes = F::id == FormatId::q5_0 ? 6 : F::id == FormatId::q5_1 ? 8 : F::id == FormatId::q4_1 ? 4 : 2;
 #pragma GCC unroll 4
     for (int a = 0; a < 4; ++a) {
       const auto block = [&](int b) __attribute__((always_inline)) { return blocks + (4 * b + a) * F::block_bytes; };
-      const Ints codes =
-          load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes; });
+      const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes; });
       if constexpr (F::id == FormatId::q8_0) {
-        low[a] = differ(codes, fill_bytes(128));
-        high[a] = differ(load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes + 16; }),
-                         fill_bytes(128));
+        const Ints offset = fill_bytes(kSignedCodes<F> ? 0 : 128);
+        low[a] = differ(codes, offset);
+        high[a] =
+            differ(load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes + 16; }), offset);
       } else {
         low[a] = low_nibbles(codes);
         high[a] = high_nibbles(codes);
@@ -115,8 +116,9 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
       }
       if constexpr (F::id == FormatId::iq4_nl) {
         constexpr Bytes kLevels = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
-        low[a] = look_up_each(kLevels, low[a]);
-        high[a] = look_up_each(kLevels, high[a]);
+        const Bytes levels = kSignedCodes<F> ? kLevels ^ 128 : kLevels;
+        low[a] = look_up_each(levels, low[a]);
+        high[a] = look_up_each(levels, high[a]);
       }
     }
     strip->side[0] = load_halves<F::block_bytes>(blocks);
@@ -128,15 +130,16 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
       Ints upper[2];
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        upper[h] = load_sixteens(
-            [&](int b) __attribute__((always_inline)) { return block(b) + 128 + 32 * (b % 2) + 16 * h; });
+        upper[h] =
+            load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + 128 + 32 * (b % 2) + 16 * h; });
       }
 #pragma GCC unroll 2
       for (int pair = 0; pair < 2; ++pair) {
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-          const Ints codes = load_sixteens(
-              [&](int b) __attribute__((always_inline)) { return block(b) + 64 * (b % 2) + 32 * pair + 16 * h; });
+          const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) {
+            return block(b) + 64 * (b % 2) + 32 * pair + 16 * h;
+          });
           const Ints three = fill_bytes(3);
           (h == 0 ? low : high)[pair] =
               either(low_nibbles(codes), shift_left(both(shift_right(upper[h], 2 * pair), three), 4));
@@ -188,10 +191,10 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
 template <class F>
 constexpr int64_t kStripBytes = kStrip / F::group * F::block_bytes;
 
-// Calls use(strip number, strip) for a row of weights. What is missing in the last strip is zeros: codes of x are zero
-// there and so are the scales of both.
+// Calls use(strip number, strip) for a row of weights; bytes before `end` may be read. Past the row the codes of x are
+// zero, and so are the scales of both, whatever lies there.
 template <class F, class Use>
-GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, Use use) noexcept {
+GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* end, Use use) noexcept {
   WeightStrip strip;
   int64_t s = 0;
   for (; (s + 1) * kStrip <= cols; ++s) {
@@ -199,9 +202,16 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, Use use) noexcep
     use(s, strip);
   }
   if (const int64_t rest = cols - s * kStrip; rest > 0) {
-    uint8_t last[kStripBytes<F>] = {};
-    memcpy(last, row + s * kStripBytes<F>, static_cast<size_t>(rest / F::group * F::block_bytes));
-    read_strip<F>(last, &strip);
+    const uint8_t* blocks = row + s * kStripBytes<F>;
+    uint8_t copy[kStripBytes<F>];
+    if (end - blocks < kStripBytes<F>) {
+      memset(copy, 0, sizeof copy);
+      memcpy(copy, blocks, static_cast<size_t>(rest / F::group * F::block_bytes));
+      blocks = copy;
+    }
+    read_strip<F>(blocks, &strip);
+    strip.side[0] = keep_first(strip.side[0], rest / kGroup);
+    if constexpr (kSide<F> != Side::one) strip.side[1] = keep_first(strip.side[1], rest / kGroup);
     use(s, strip);
   }
 }
@@ -234,7 +244,12 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
       for (int i = 0; i < W; ++i) {
         const Ints w = code(i, p);
 #pragma GCC unroll 4
-        for (int j = 0; j < X; ++j) dots[i][j] = dot4<kSmallCodes<F>>(dots[i][j], w, xs[j]);
+        for (int j = 0; j < X; ++j) {
+          if constexpr (kSignedCodes<F>)
+            dots[i][j] = dot4_signed(dots[i][j], w, xs[j]);
+          else
+            dots[i][j] = dot4(dots[i][j], w, xs[j]);
+        }
       }
     }
 #pragma GCC unroll 2
@@ -267,25 +282,28 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
   for (int64_t o = first; o < last; ++o) {
     Vec sums[1][X];
     for (int j = 0; j < X; ++j) sums[0][j] = fill(0.0f);
-    each_strip<F>(a.w.data + o * a.w.row_bytes, a.w.cols,
-                  [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
-                    const uint8_t* at[X];
-                    for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
-                    add_strip<F, 1, X>(
-                        sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
-                        [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
-                  });
+    each_strip<F>(
+        a.w.data + o * a.w.row_bytes, a.w.cols,
+        a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
+          const uint8_t* at[X];
+          for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
+          add_strip<F, 1, X>(
+              sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
+              [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
+        });
     for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[0][j]));
   }
 }
 
-// Strips [begin, end) of W turned rows with X rows of x, on top of `sums`.
+// Strips [begin, end) of W turned rows with X rows of x, on top of `sums` but for the first.
 template <class F, int W, int X>
 void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
                 float* sums) noexcept {
   Vec held[W][X];
   for (int i = 0; i < W; ++i) {
-    for (int j = 0; j < X; ++j) held[i][j] = load(sums + (i * kCodedX + j) * kLanes);
+    for (int j = 0; j < X; ++j) {
+      held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kCodedX + j) * kLanes);
+    }
   }
   for (int64_t s = begin; s < end; ++s) {
     const uint8_t* at[X];
@@ -293,9 +311,8 @@ void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int6
     add_strip<F, W, X>(
         held,
         [&](int i, int p) __attribute__((always_inline)) { return load_ints(w[i] + s * kTurnedStrip + p * kVecBytes); },
-        [&](int i, int n) __attribute__((always_inline)) {
-          return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes);
-        },
+        [&](int i, int n)
+            __attribute__((always_inline)) { return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes); },
         at);
   }
   for (int i = 0; i < W; ++i) {
@@ -311,7 +328,6 @@ void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* 
   const uint8_t* x[X];
   for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
   const int64_t row_sums = kCodedX * kLanes;
-  memset(sums, 0, static_cast<size_t>((rows + 1) / kCodedW * kCodedW * row_sums) * sizeof(float));
   for (int64_t s = 0; s < strips; s += kStripsAtOnce) {
     const int64_t end = s + kStripsAtOnce < strips ? s + kStripsAtOnce : strips;
     for (int64_t i = 0; i < rows; i += kCodedW) {
@@ -320,7 +336,15 @@ void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* 
       coded_tile<F, kCodedW, X>(w, x, s, end, sums + i * row_sums);
     }
   }
-  for (int64_t i = 0; i < rows; ++i) {
+  int64_t i = 0;
+  for (; i + kLanes <= rows; i += kLanes) {
+    for (int j = 0; j < X; ++j) {
+      float products[kLanes];
+      store(products, sum_each(sums + i * row_sums + j * kLanes, row_sums));
+      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
+    }
+  }
+  for (; i < rows; ++i) {
     for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * row_sums + j * kLanes)));
   }
 }
@@ -328,8 +352,8 @@ void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* 
 constexpr int64_t kTurnedRows = 64;
 
 static inline int64_t turned_rows(int64_t strips) noexcept {
-  const int64_t rows = kTurnedBytes / (strips * kTurnedStrip) / kCodedW * kCodedW;
-  return rows < kCodedW ? kCodedW : rows > kTurnedRows ? kTurnedRows : rows;
+  const int64_t rows = kTurnedBytes / (strips * kTurnedStrip) / kLanes * kLanes;
+  return rows < kLanes ? kLanes : rows > kTurnedRows ? kTurnedRows : rows;
 }
 
 template <class F>
@@ -339,15 +363,16 @@ void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
   for (int64_t o = first; o < last; o += tile) {
     const int64_t rows = last - o < tile ? last - o : tile;
     for (int64_t i = 0; i < rows; ++i) {
-      each_strip<F>(a.w.data + (o + i) * a.w.row_bytes, a.w.cols,
-                    [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
-                      uint8_t* out = turned + (i * strips + s) * kTurnedStrip;
-                      for (int p = 0; p < 8; ++p) store_ints(out + p * kVecBytes, strip.codes[p]);
-                      store(reinterpret_cast<float*>(out + 8 * kVecBytes), strip.side[0]);
-                      if constexpr (kSide<F> != Side::one) {
-                        store(reinterpret_cast<float*>(out + 9 * kVecBytes), strip.side[1]);
-                      }
-                    });
+      each_strip<F>(
+          a.w.data + (o + i) * a.w.row_bytes, a.w.cols,
+          a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
+            uint8_t* out = turned + (i * strips + s) * kTurnedStrip;
+            for (int p = 0; p < 8; ++p) store_ints(out + p * kVecBytes, strip.codes[p]);
+            store(reinterpret_cast<float*>(out + 8 * kVecBytes), strip.side[0]);
+            if constexpr (kSide<F> != Side::one) {
+              store(reinterpret_cast<float*>(out + 9 * kVecBytes), strip.side[1]);
+            }
+          });
     }
     int64_t r = 0;
     for (; r + kCodedX <= a.rows; r += kCodedX) coded_rows<F, kCodedX>(a, x, r, turned, o, rows, sums);

@@ -40,6 +40,9 @@ GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
 GEMMANTLE_VEC Ints look_up_each(Bytes table, Ints codes) noexcept {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)table), codes);
 }
+GEMMANTLE_VEC Vec keep_first(Vec v, int64_t n) noexcept {
+  return _mm256_and_ps(v, _mm256_castsi256_ps(first_lanes(n)));
+}
 GEMMANTLE_VEC Vec to_float(Ints v) noexcept { return _mm256_cvtepi32_ps(v); }
 
 GEMMANTLE_VEC Ints low_pairs(Ints a, Ints b) noexcept { return _mm256_unpacklo_epi32(a, b); }
@@ -47,20 +50,22 @@ GEMMANTLE_VEC Ints high_pairs(Ints a, Ints b) noexcept { return _mm256_unpackhi_
 GEMMANTLE_VEC Ints low_quads(Ints a, Ints b) noexcept { return _mm256_unpacklo_epi64(a, b); }
 GEMMANTLE_VEC Ints high_quads(Ints a, Ints b) noexcept { return _mm256_unpackhi_epi64(a, b); }
 
-// sums + products of four unsigned bytes with four signed ones. `kSmall`: no code is above 64, so that two products
-// fit 16 bits.
-template <bool kSmall>
-GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept {
+// sums + products of four unsigned bytes with four signed ones. Without kByteDots codes are at most 128: two products
+// have to fit 16 bits.
 #if defined(__AVXVNNI__)
-  return _mm256_dpbusd_avx_epi32(sums, codes, x);
+constexpr bool kByteDots = true;
+GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept { return _mm256_dpbusd_avx_epi32(sums, codes, x); }
 #else
-  const __m256i ones = _mm256_set1_epi16(1);
-  if constexpr (kSmall) return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
-  const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(15));
-  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(15));
-  sums = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones));
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), _mm256_set1_epi16(16)));
+constexpr bool kByteDots = false;
+GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept {
+  const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
 #endif
+
+// The same with signed codes.
+GEMMANTLE_VEC Ints dot4_signed(Ints sums, Ints codes, Ints x) noexcept {
+  return dot4(sums, _mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
 }
 
 // Eight f16, `kStride` bytes apart.
@@ -80,6 +85,22 @@ GEMMANTLE_VEC void load_byte_pairs(const uint8_t* a, const uint8_t*, Vec* first,
   const __m256i wide = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)a));
   *first = to_float(_mm256_srai_epi32(_mm256_slli_epi32(wide, 24), 24));
   *second = to_float(_mm256_srai_epi32(wide, 8));
+}
+
+// sum() of eight vectors, `stride` floats apart, each to the bit.
+GEMMANTLE_VEC Vec sum_each(const float* v, int64_t stride) noexcept {
+  Vec halves[4];
+#pragma GCC unroll 4
+  for (int64_t e = 0; e < 4; ++e) {
+    const Vec a = load(v + e * stride), b = load(v + (e + 4) * stride);
+    halves[e] = _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+  }
+  const auto pairs = [](Vec a, Vec b) __attribute__((always_inline)) {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    return _mm256_castpd_ps(_mm256_unpacklo_pd(x, y)) + _mm256_castpd_ps(_mm256_unpackhi_pd(x, y));
+  };
+  const Vec a = pairs(halves[0], halves[1]), b = pairs(halves[2], halves[3]);
+  return _mm256_shuffle_ps(a, b, 0x88) + _mm256_shuffle_ps(a, b, 0xdd);
 }
 
 // Eight numbers below 128 in magnitude, rounded to the nearest integer.

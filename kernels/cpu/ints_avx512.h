@@ -43,6 +43,7 @@ GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
 GEMMANTLE_VEC Ints look_up_each(Bytes table, Ints codes) noexcept {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)table), codes);
 }
+GEMMANTLE_VEC Vec keep_first(Vec v, int64_t n) noexcept { return _mm512_maskz_mov_ps(first_lanes(n), v); }
 GEMMANTLE_VEC Vec to_float(Ints v) noexcept { return _mm512_cvtepi32_ps(v); }
 
 GEMMANTLE_VEC Ints low_pairs(Ints a, Ints b) noexcept { return _mm512_unpacklo_epi32(a, b); }
@@ -50,24 +51,26 @@ GEMMANTLE_VEC Ints high_pairs(Ints a, Ints b) noexcept { return _mm512_unpackhi_
 GEMMANTLE_VEC Ints low_quads(Ints a, Ints b) noexcept { return _mm512_unpacklo_epi64(a, b); }
 GEMMANTLE_VEC Ints high_quads(Ints a, Ints b) noexcept { return _mm512_unpackhi_epi64(a, b); }
 
-// sums + products of four unsigned bytes with four signed ones. `kSmall`: no code is above 64, so that two products
-// fit 16 bits.
-template <bool kSmall>
-GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept {
+// sums + products of four unsigned bytes with four signed ones. Without kByteDots codes are at most 128: two products
+// have to fit 16 bits.
 #if defined(__AVX512VNNI__)
-  return _mm512_dpbusd_epi32(sums, codes, x);
+constexpr bool kByteDots = true;
+GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept { return _mm512_dpbusd_epi32(sums, codes, x); }
 #else
-  const __m512i ones = _mm512_set1_epi16(1);
-  if constexpr (kSmall) return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones));
-  const __m512i low = _mm512_and_si512(codes, _mm512_set1_epi8(15));
-  const __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15));
-  sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(low, x), ones));
-  return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(high, x), _mm512_set1_epi16(16)));
+constexpr bool kByteDots = false;
+GEMMANTLE_VEC Ints dot4(Ints sums, Ints codes, Ints x) noexcept {
+  const __m512i pairs = _mm512_maddubs_epi16(codes, x);
+  return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
 #endif
+
+// The same with signed codes.
+GEMMANTLE_VEC Ints dot4_signed(Ints sums, Ints codes, Ints x) noexcept {
+  const __m512i turned = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x);
+  return dot4(sums, _mm512_abs_epi8(codes), turned);
 }
 
-// Sixteen f16, `kStride` bytes apart. For 18 the words are picked out of whole registers: half of the time of a one-row
-// product went into sixteen single loads.
+// Sixteen f16, `kStride` bytes apart. For 18 the words are picked out of whole registers, not loaded one by one.
 template <int kStride>
 GEMMANTLE_VEC Vec load_halves(const uint8_t* p) noexcept {
   if constexpr (kStride == 18) {
@@ -97,6 +100,26 @@ GEMMANTLE_VEC void load_byte_pairs(const uint8_t* a, const uint8_t* b, Vec* firs
   const __m512i wide = _mm512_cvtepi16_epi32(pairs);
   *first = to_float(_mm512_srai_epi32(_mm512_slli_epi32(wide, 24), 24));
   *second = to_float(_mm512_srai_epi32(wide, 8));
+}
+
+// sum() of sixteen vectors, `stride` floats apart, each to the bit.
+GEMMANTLE_VEC Vec sum_each(const float* v, int64_t stride) noexcept {
+  Vec quarters[4];
+#pragma GCC unroll 4
+  for (int64_t e = 0; e < 4; ++e) {
+    const auto halves = [&](int64_t i) __attribute__((always_inline)) {
+      const Vec a = load(v + i * stride), b = load(v + (i + 4) * stride);
+      return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+    };
+    const Vec a = halves(e), b = halves(e + 8);
+    quarters[e] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  }
+  const auto pairs = [](Vec a, Vec b) __attribute__((always_inline)) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) + _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+  };
+  const Vec a = pairs(quarters[0], quarters[1]), b = pairs(quarters[2], quarters[3]);
+  return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd);
 }
 
 // Sixteen numbers below 128 in magnitude, rounded to the nearest integer.

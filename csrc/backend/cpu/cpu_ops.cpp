@@ -14,7 +14,7 @@ constexpr int64_t kGrain = 16384;        // values, or products, that are worth 
 constexpr int64_t kChunksPerThread = 4;  // so that a thread that was interrupted does not hold up the others
 constexpr int64_t kFewRows = 4;          // up to here a product waits for memory
 constexpr int64_t kLeastRead = 48 << 10, kMostRead = 768 << 10;  // bytes of weights that a thread takes at once
-constexpr int64_t kSpan = 1024;          // positions that one thread attends to, when few rows are all there is
+constexpr int64_t kSpan = 1024;  // positions that one thread attends to, when few rows are all there is
 static_assert(kSpan % cpu::kAttendTile == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -461,12 +461,12 @@ void CpuOps::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, con
   const cpu::CodedRows coded = takes_codes(gate) || takes_codes(up) ? encode(x) : cpu::CodedRows{};
   split_weight_rows(gate.rows, gate.row_bytes + up.row_bytes, 2 * x.cols * x.rows, x.rows,
                     [&](int64_t first, int64_t last, int worker) {
-    multiply(gates, takes_codes(gate) ? coded : cpu::CodedRows{}, first, last, worker);
-    multiply(ups, takes_codes(up) ? coded : cpu::CodedRows{}, first, last, worker);
-    for (int64_t r = 0; r < x.rows; ++r) {
-      k_.gelu_mul(g.row(r) + first, g.row(r) + first, u.row(r) + first, last - first);
-    }
-  });
+                      multiply(gates, takes_codes(gate) ? coded : cpu::CodedRows{}, first, last, worker);
+                      multiply(ups, takes_codes(up) ? coded : cpu::CodedRows{}, first, last, worker);
+                      for (int64_t r = 0; r < x.rows; ++r) {
+                        k_.gelu_mul(g.row(r) + first, g.row(r) + first, u.row(r) + first, last - first);
+                      }
+                    });
   linear(y, g, down);
 }
 

@@ -61,8 +61,9 @@ class CodedTest : public ::testing::TestWithParam<CpuIsa> {
   const cpu::CodedKernels& k() const { return *GetParam().kernels->coded; }
 
   cpu::LinearArgs args(std::vector<float>& y, int64_t rows, const Weight& w) const {
-    return {y.data(), nullptr, w.rows, 0, rows, nullptr, nullptr, nullptr,
-            {w.format, reinterpret_cast<const uint8_t*>(w.data), w.row_bytes, w.cols}};
+    return {y.data(), nullptr, w.rows,
+            0,        rows,    nullptr,
+            nullptr,  nullptr, {w.format, reinterpret_cast<const uint8_t*>(w.data), w.row_bytes, w.cols}};
   }
   void multiply(const cpu::LinearArgs& a, const Codes& codes, int64_t first, int64_t last) const {
     std::vector<float> scratch(static_cast<size_t>(k().scratch(a.w.cols)));
