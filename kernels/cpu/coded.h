@@ -29,7 +29,7 @@ constexpr int64_t kTurnedBytes = 384 << 10;       // tile of weights: well insid
 constexpr int64_t kStripsAtOnce = 6;              // strips of kCodedX + kCodedW rows that the first-level cache holds
 constexpr int kCodedW = 2;                        // the tile: kCodedW x kCodedX sums, integer and f32
 constexpr int kCodedX = 4;
-constexpr int kFewRows = 3;
+constexpr int kFewRows = 4;
 
 constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
 
@@ -428,6 +428,7 @@ void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t la
         case 0: return;
         case 1: return coded_few_rows<F, 1>(*args, x, first, last);
         case 2: return coded_few_rows<F, 2>(*args, x, first, last);
+        case 3: return coded_few_rows<F, 3>(*args, x, first, last);
         case kFewRows: return coded_few_rows<F, kFewRows>(*args, x, first, last);
         default: break;
       }
