@@ -78,7 +78,8 @@ def load(
     device: auto, cpu, reference or cuda. threads: None for one per core. mode: exact (f32 throughout) or fast (on the
     CPU: 8-bit activations where weights are packed, see docs/decisions/0006). max_context: tokens of prompt plus
     answer, None for what the checkpoint allows. deterministic: the same bits alone and in a batch. max_concurrency:
-    sequences that run at once. default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    sequences that run at once. default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai"
+    samples plainly. default_reasoning: none or high. unknown_fields: error or report.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
     check_options(
