@@ -30,6 +30,9 @@ CpuFeatures detect() {
   features.avx2 = (low & kYmm) == kYmm && fma && f16c && (b & bit_AVX2) != 0;
   constexpr unsigned kWide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
   features.avx512 = features.avx2 && (low & kZmm) == kZmm && (b & kWide) == kWide;
+  features.avx512_vnni = features.avx512 && (c & bit_AVX512VNNI) != 0;
+  constexpr unsigned kAvxVnni = 1u << 4;  // in eax of leaf 7.1; compilers do not agree on a name
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.avx_vnni = features.avx2 && (a & kAvxVnni) != 0;
 #endif
   return features;
 }

@@ -80,10 +80,11 @@ def load(
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
-    device: auto, cpu, reference or cuda. threads: None for one per core. mode: exact (f32 throughout) or fast.
-    max_context: tokens of prompt plus answer, None for what the checkpoint allows. deterministic: the same bits alone
-    and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
-    from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    device: auto, cpu, reference or cuda. threads: None for one per core. mode: exact (f32 throughout) or fast (on the
+    CPU: 8-bit activations where weights are packed, see docs/decisions/0006). max_context: tokens of prompt plus
+    answer, None for what the checkpoint allows. deterministic: the same bits alone and in a batch. max_concurrency:
+    sequences that run at once. default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai"
+    samples plainly. default_reasoning: none or high. unknown_fields: error or report.
     fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
     state_path: a file (SQLite) that keeps stored responses, files and batches; None keeps them in this process.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
