@@ -87,7 +87,7 @@ int cgroup_cpus(const std::string& membership_file, const std::string& cgroup_fs
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       if (path == "/") path.clear();
       if (v2) {
-        std::istringstream max(first_line(cgroup_fs + path + "/cpu.max"));
+        std::istringstream max(first_line(std::string(cgroup_fs).append(path).append("/cpu.max")));
         std::string quota, period;
         max >> quota >> period;
         limit = smaller_limit(limit, whole_cpus(quota, period));

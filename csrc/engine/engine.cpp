@@ -16,7 +16,7 @@ namespace gemmantle {
 namespace {
 
 // What a failed step tells its sequences.
-Error as_error(std::exception_ptr failure) {
+Error as_error(const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const Error& error) {

@@ -58,6 +58,7 @@ void SamplingParams::validate(int64_t vocabulary) const {
   require_ids(stop_token_ids, vocabulary, "stop_token_ids");
   require_ids(suppress, vocabulary, "suppress");
   std::vector<int32_t> biased;
+  biased.reserve(logit_bias.size());
   for (const auto& entry : logit_bias) biased.push_back(entry.first);
   require_ids(biased, vocabulary, "logit_bias");
 }
