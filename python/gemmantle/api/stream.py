@@ -128,10 +128,6 @@ class Work:
         if self._open:
             self.cancel()
 
-    def ready(self) -> list[tuple[int, Delta]]:
-        """What is there now, without waiting."""
-        return self._drain()
-
     def collect(self, deadline: float | None) -> list[tuple[int, Delta]]:
         """Block until something is there; `deadline` is on the monotonic clock."""
         try:
