@@ -27,4 +27,11 @@ function(gemmantle_lint_tests)
     list(APPEND lint_tests lint_symbols)
   endif()
   set_property(TEST ${lint_tests} PROPERTY LABELS lint)
+  set_property(TEST ${lint_tests} PROPERTY FIXTURES_REQUIRED built)
+endfunction()
+
+# `ctest` builds first: configuring and testing are the only two commands. Tests name the fixture where they are added.
+function(gemmantle_add_build_test)
+  add_test(NAME build COMMAND ${CMAKE_COMMAND} --build ${PROJECT_BINARY_DIR})
+  set_tests_properties(build PROPERTIES FIXTURES_SETUP built TIMEOUT 3600)
 endfunction()

@@ -25,5 +25,6 @@ foreach(source IN LISTS fuzz_sources)
     add_test(NAME gemmantle_fuzz_${name}_replay
       COMMAND gemmantle_fuzz_${name}_replay ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${name})
     set_property(TEST gemmantle_fuzz_${name}_replay PROPERTY LABELS cpp)
+    set_property(TEST gemmantle_fuzz_${name}_replay PROPERTY FIXTURES_REQUIRED built)
   endif()
 endforeach()

@@ -18,8 +18,8 @@ if command -v dpkg-query >/dev/null; then
       echo "setup: these packages are missing; install them as root and run this again: ${missing[*]}" >&2
       exit 1
     fi
-    "${root[@]}" apt-get update -qq
-    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    "${root[@]}" apt-get update -o DPkg::Lock::Timeout=300 -qq
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -o DPkg::Lock::Timeout=300 -y -qq --no-install-recommends "${missing[@]}" >/dev/null
   fi
 else
   echo "setup: no dpkg here; this needs a C++20 compiler, CMake 3.25, Eigen 3.4 and nlohmann-json (or network for CMake)" >&2

@@ -35,6 +35,7 @@ from torch.nn import functional
 VOCABULARY = 1536
 EPS = 1e-6
 EVAL_SHARE = 100
+MIX_SHARE = 0.45  # of the steps, before the mix and then the rate change
 STOP_STRINGS = ("<eos>", "<turn|>", "<|tool_response>")
 
 
@@ -252,9 +253,13 @@ def pool_batches(pool: int, seed: int, series: str, e: Encoder, mix: corpus.Mix,
     return [make_batch(g) for g in groups]
 
 
-def mix_at(step: int) -> corpus.Mix:
-    """One-digit sums first."""
-    return corpus.Mix(one_digit=0.6 if step < 150 else 0.12)
+def mix_at(step: int, steps: int) -> corpus.Mix:
+    """One-digit sums first; more sums towards the end, because they are learned last."""
+    if step < 150:
+        return corpus.Mix(one_digit=0.6)
+    if step < MIX_SHARE * steps:
+        return corpus.Mix(one_digit=0.12)
+    return corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
 
 
 # ---- model -----------------------------------------------------------------------------------------------------------
@@ -573,12 +578,12 @@ def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str
 
 
 def stream(
-    e: Encoder, series: str, seed: int, pool: int, offset: int, tokens: int, done: int
+    e: Encoder, series: str, seed: int, pool: int, offset: int, tokens: int, steps: int, done: int
 ) -> Iterator[tuple[int, int, Batch]]:
     """Batches from a place in the sequence of pools; the mix of a pool is fixed by the step it starts at."""
     start = done - offset
     while True:
-        batches = pool_batches(pool, seed, series, e, mix_at(start), tokens)
+        batches = pool_batches(pool, seed, series, e, mix_at(start, steps), tokens)
         for k in range(offset, len(batches)):
             yield pool, k, batches[k]
         start += len(batches)
@@ -600,8 +605,8 @@ def train(arguments: argparse.Namespace) -> None:
         state = torch.load(saved, weights_only=False)
         if state["config"] != config:
             raise SystemExit(f"{saved}: holds another configuration; use another run folder")
-        if state["steps"] != arguments.steps and state["step"] > 0.55 * min(state["steps"], arguments.steps):
-            raise SystemExit(f"--steps: the rate already decays towards {state['steps']} steps; keep that number")
+        if state["steps"] != arguments.steps and state["step"] > MIX_SHARE * min(state["steps"], arguments.steps):
+            raise SystemExit(f"--steps: mix and rate already follow a plan of {state['steps']} steps; keep that number")
         model.load_state_dict(state.pop("model"))
         optimizer.load(state.pop("optimizer"))
     parameters = sum(p.numel() for p in model.parameters())
@@ -623,7 +628,9 @@ def train(arguments: argparse.Namespace) -> None:
         model.train()
         print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
 
-    batches = stream(e, template(config), 1, state["pool"], state["offset"], arguments.tokens, state["step"])
+    batches = stream(
+        e, template(config), 1, state["pool"], state["offset"], arguments.tokens, arguments.steps, state["step"]
+    )
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
     while state["step"] < arguments.steps and not asked_to_stop:
         pool, k, batch = next(batches)

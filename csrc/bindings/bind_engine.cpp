@@ -75,8 +75,9 @@ int to_count(long long value) {
   return static_cast<int>(std::clamp<long long>(value, -2, std::numeric_limits<int>::max()));
 }
 
-SamplingParams make_params(int64_t max_tokens, double temperature, double top_p, int64_t top_k, double min_p,
-                           double repetition_penalty, double presence_penalty, double frequency_penalty,
+SamplingParams make_params(long long priority, int64_t prompt_logprobs_start, int64_t max_tokens, double temperature,
+                           double top_p, int64_t top_k, double min_p, double repetition_penalty,
+                           double presence_penalty, double frequency_penalty,
                            const std::map<long long, double>& logit_bias, const py::int_& seed, long long choice,
                            std::vector<std::string> stop, const std::vector<long long>& stop_token_ids, bool ignore_eos,
                            int64_t min_tokens, long long logprobs, long long prompt_logprobs,
@@ -85,6 +86,8 @@ SamplingParams make_params(int64_t max_tokens, double temperature, double top_p,
                            const std::vector<long long>& suppress_in_thought, int64_t thinking_budget,
                            const std::vector<long long>& thought_end) {
   SamplingParams params;
+  params.priority = static_cast<int>(std::clamp<long long>(priority, -1000, 1000));
+  params.prompt_logprobs_start = prompt_logprobs_start;
   params.max_tokens = max_tokens;
   params.temperature = temperature;
   params.top_p = top_p;
@@ -171,7 +174,7 @@ TokenMask to_mask(const std::optional<py::array>& mask) {
 }
 
 py::array_t<float> logits_of(PyEngine& engine, const py::array& ids, const std::optional<std::vector<int64_t>>& chunks,
-                             bool last_only) {
+                             bool last_only, bool reuse) {
   std::vector<int32_t> tokens = to_ids(ids, "ids");
   if (chunks && chunks->empty()) {
     throw Error(ErrorCode::invalid_argument, "chunks is empty: leave it out, or give sizes that sum up to the ids",
@@ -179,12 +182,21 @@ py::array_t<float> logits_of(PyEngine& engine, const py::array& ids, const std::
   }
   LogitsRequest request = [&] {
     const py::gil_scoped_release unlocked;
-    return engine->logits(std::move(tokens), chunks.value_or(std::vector<int64_t>{}), last_only);
+    return engine->logits(std::move(tokens), chunks.value_or(std::vector<int64_t>{}), last_only, reuse);
   }();
   // An interrupt leaves through here: the request is cancelled and its worker still owns the memory it writes.
   while (next_of(request.generation, std::nullopt)) {
   }
   return to_matrix(std::move(request.values), request.rows, request.cols);
+}
+
+py::dict histogram_of(const Histogram& histogram) {
+  py::dict out;
+  out["le"] = Histogram::kBounds;
+  out["counts"] = histogram.cumulative();
+  out["sum"] = histogram.sum();
+  out["count"] = histogram.count();
+  return out;
 }
 
 py::dict stats_of(const EngineStats& stats) {
@@ -194,6 +206,12 @@ py::dict stats_of(const EngineStats& stats) {
   out["steps"] = stats.steps;
   out["prompt_tokens"] = stats.prompt_tokens;
   out["generated_tokens"] = stats.generated_tokens;
+  out["cached_tokens"] = stats.cached_tokens;
+  const int64_t prompts = stats.cached_tokens + stats.prompt_tokens;
+  out["hit_rate"] = prompts == 0 ? 0.0 : static_cast<double>(stats.cached_tokens) / static_cast<double>(prompts);
+  out["decode_rows"] = stats.decode_rows;
+  out["repeated_rows"] = stats.repeated_rows;
+  out["logit_rows"] = stats.logit_rows;
   out["preemptions"] = stats.preemptions;
   out["blocks_free"] = stats.blocks_free[kSliding] + stats.blocks_free[kFull];
   out["blocks_total"] = stats.blocks_total[kSliding] + stats.blocks_total[kFull];
@@ -201,6 +219,7 @@ py::dict stats_of(const EngineStats& stats) {
   out["sliding_blocks_total"] = stats.blocks_total[kSliding];
   out["full_blocks_free"] = stats.blocks_free[kFull];
   out["full_blocks_total"] = stats.blocks_total[kFull];
+  out["blocks_kept"] = stats.blocks_kept[kSliding] + stats.blocks_kept[kFull];
   out["kv_bytes"] = stats.kv_bytes;
   out["work_bytes"] = stats.work_bytes;
   out["max_context"] = stats.max_context;
@@ -209,21 +228,27 @@ py::dict stats_of(const EngineStats& stats) {
   out["max_queue"] = stats.max_queue;
   out["block_size"] = stats.block_size;
   out["deterministic"] = stats.deterministic;
+  out["queue_time"] = histogram_of(stats.queue_time);
+  out["time_to_first_token"] = histogram_of(stats.time_to_first_token);
+  out["time_between_tokens"] = histogram_of(stats.time_between_tokens);
   return out;
 }
 
 void bind_params(py::module_& m) {
   py::class_<SamplingParams>(m, "SamplingParams", "How a reply is sampled and where it ends.")
       .def(
-          py::init(&make_params), py::kw_only(), py::arg("max_tokens") = -1, py::arg("temperature") = 1.0,
-          py::arg("top_p") = 1.0, py::arg("top_k") = 0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
-          py::arg("presence_penalty") = 0.0, py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(),
-          py::arg("seed") = 0, py::arg("choice") = 0, py::arg("stop") = py::list(),
-          py::arg("stop_token_ids") = py::list(), py::arg("ignore_eos") = false, py::arg("min_tokens") = 0,
-          py::arg("logprobs") = -1, py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(),
-          py::arg("include_stop") = false, py::arg("channels") = false, py::arg("start_in_thought") = false,
-          py::arg("single_call") = false, py::arg("constrained") = false, py::arg("suppress_in_thought") = py::list(),
-          py::arg("thinking_budget") = -1, py::arg("thought_end") = py::list(),
+          py::init(&make_params), py::kw_only(), py::arg("priority") = 0, py::arg("prompt_logprobs_start") = 0,
+          py::arg("max_tokens") = -1, py::arg("temperature") = 1.0, py::arg("top_p") = 1.0, py::arg("top_k") = 0,
+          py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0, py::arg("presence_penalty") = 0.0,
+          py::arg("frequency_penalty") = 0.0, py::arg("logit_bias") = py::dict(), py::arg("seed") = 0,
+          py::arg("choice") = 0, py::arg("stop") = py::list(), py::arg("stop_token_ids") = py::list(),
+          py::arg("ignore_eos") = false, py::arg("min_tokens") = 0, py::arg("logprobs") = -1,
+          py::arg("prompt_logprobs") = -1, py::arg("suppress") = py::list(), py::arg("include_stop") = false,
+          py::arg("channels") = false, py::arg("start_in_thought") = false, py::arg("single_call") = false,
+          py::arg("constrained") = false, py::arg("suppress_in_thought") = py::list(), py::arg("thinking_budget") = -1,
+          py::arg("thought_end") = py::list(),
+          "priority: the higher is admitted first. prompt_logprobs_start: the first token that has one; what lies\n"
+          "before it may come from kept KV blocks.\n"
           "max_tokens: -1 up to the context, 0 prompt work only. temperature 0: arg-max, ties to the lowest id.\n"
           "Order: logit bias and penalties, suppressed ids, temperature, top_k, top_p, min_p, draw by (seed, choice,\n"
           "position). logprobs, prompt_logprobs: -1 off, else 0 to 20 alternatives. channels: follow the control ids;\n"
@@ -259,7 +284,14 @@ void bind_deltas(py::module_& m) {
       .def_property_readonly("stop_reason", &stop_reason_of, "The stop string or the id that ended it.")
       .def_readonly("awaits_mask", &Delta::awaits_mask, "Nothing more comes until Generation.allow.")
       .def_readonly("thought_cut", &Delta::thought_cut, "A thought was closed at its budget.")
-      .def_property_readonly("usage", &usage_of, "At the end: prompt, completion, reasoning and cached tokens.");
+      .def_property_readonly("usage", &usage_of, "At the end: prompt, completion, reasoning and cached tokens.")
+      .def_property_readonly(
+          "queue_ms",
+          [](const Delta& self) -> std::optional<double> {
+            if (!self.usage) return std::nullopt;
+            return self.usage->queue_ms;
+          },
+          "At the end: how long the request waited until it was first scheduled.");
 
   py::class_<Generation>(m, "Generation", "A running request. Dropping it cancels it.")
       .def("next", &next_of, py::arg("timeout") = py::none(),
@@ -319,13 +351,16 @@ void bind_engine(py::module_& m) {
           py::arg("ids"), py::arg("params"),
           "ids: int32 [n], contiguous. Raises RequestError (invalid_value, context_length_exceeded, engine_busy),\n"
           "EngineClosed, ForkedEngineError.")
-      .def("logits", &logits_of, py::arg("ids"), py::kw_only(), py::arg("chunks") = py::none(),
-           py::arg("last_only") = false,
-           "Logits after softcap: float32 [n, vocabulary], or [1, vocabulary] with last_only. Runs between other\n"
-           "requests, in steps of `chunks` rows where they are given. Raises as submit does; KeyboardInterrupt.")
+      .def(
+          "logits", &logits_of, py::arg("ids"), py::kw_only(), py::arg("chunks") = py::none(),
+          py::arg("last_only") = false, py::arg("reuse") = false,
+          "Logits after softcap: float32 [n, vocabulary], or [1, vocabulary] with last_only. Runs between other\n"
+          "requests, in steps of `chunks` rows where they are given. reuse, with last_only: positions before may come\n"
+          "from kept KV blocks. Raises as submit does; KeyboardInterrupt.")
       .def(
           "stats", [](const PyEngine& self) { return stats_of(self->stats()); },
-          "Counters and limits; queued, running, steps, prompt_tokens, generated_tokens, blocks_free, ...")
+          "Counters and limits; queued, running, steps, prompt_tokens (computed), cached_tokens (found instead),\n"
+          "hit_rate, generated_tokens, blocks_free, ... Histograms in seconds: le, counts (cumulative), sum, count.")
       .def(
           "max_context", [](const PyEngine& self) { return self->max_context(); },
           "Most tokens of prompt and reply together.")

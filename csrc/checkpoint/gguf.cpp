@@ -447,7 +447,7 @@ std::vector<float> GgufMetadata::get_f32s(std::string_view key) const {
   std::vector<float> values;
   values.reserve(entry.count);
   for (uint64_t i = 0; i < entry.count; ++i) {
-    const double value = *number_at(entry.element, entry.bytes.data() + i * each);
+    const double value = number_at(entry.element, entry.bytes.data() + i * each).value_or(0);
     const bool fits = !(std::abs(value) > std::numeric_limits<float>::max());
     values.push_back(fits ? static_cast<float>(value) : std::copysign(std::numeric_limits<float>::infinity(), value));
   }

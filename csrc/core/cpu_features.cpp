@@ -30,6 +30,9 @@ CpuFeatures detect() {
   features.avx2 = (low & kYmm) == kYmm && fma && f16c && (b & bit_AVX2) != 0;
   constexpr unsigned kWide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
   features.avx512 = features.avx2 && (low & kZmm) == kZmm && (b & kWide) == kWide;
+  features.avx512_vnni = features.avx512 && (c & bit_AVX512VNNI) != 0;
+  constexpr unsigned kAvxVnni = 1u << 4;  // in eax of leaf 7.1; compilers do not agree on a name
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.avx_vnni = features.avx2 && (a & kAvxVnni) != 0;
 #endif
   return features;
 }
@@ -84,7 +87,7 @@ int cgroup_cpus(const std::string& membership_file, const std::string& cgroup_fs
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       if (path == "/") path.clear();
       if (v2) {
-        std::istringstream max(first_line(cgroup_fs + path + "/cpu.max"));
+        std::istringstream max(first_line(std::string(cgroup_fs).append(path).append("/cpu.max")));
         std::string quota, period;
         max >> quota >> period;
         limit = smaller_limit(limit, whole_cpus(quota, period));

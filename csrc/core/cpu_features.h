@@ -8,8 +8,10 @@ namespace gemmantle {
 
 // Sets of instructions that a kernel table needs as a whole, registers saved by the operating system included.
 struct CpuFeatures {
-  bool avx2 = false;    // AVX2, FMA, F16C
-  bool avx512 = false;  // AVX-512 F, BW, DQ, VL, and the above
+  bool avx2 = false;         // AVX2, FMA, F16C
+  bool avx_vnni = false;     // avx2 and dot products of bytes
+  bool avx512 = false;       // AVX-512 F, BW, DQ, VL, and avx2
+  bool avx512_vnni = false;  // avx512 and dot products of bytes
 };
 
 const CpuFeatures& cpu_features();

@@ -17,7 +17,7 @@ namespace gemmantle {
 namespace {
 
 // What a failed step tells its sequences.
-Error as_error(std::exception_ptr failure) {
+Error as_error(const std::exception_ptr& failure) {
   try {
     std::rethrow_exception(failure);
   } catch (const Error& error) {
@@ -103,10 +103,10 @@ Engine::~Engine() {
 }
 
 Generation Engine::submit(std::vector<int32_t> ids, SamplingParams params) {
-  return enqueue(std::move(ids), std::move(params), "prompt", {}, std::nullopt);
+  return enqueue(std::move(ids), std::move(params), "prompt", {}, std::nullopt, true);
 }
 
-LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks, bool last_only) {
+LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks, bool last_only, bool reuse) {
   refuse_in_child(owner_);
   const auto n = static_cast<int64_t>(ids.size());
   std::vector<int64_t> chunk_ends;
@@ -133,12 +133,12 @@ LogitsRequest Engine::logits(std::vector<int32_t> ids, const std::vector<int64_t
   }
   LogitsSink sink{std::shared_ptr<float[]>(new float[static_cast<size_t>(rows * cols)]), last_only};
   std::shared_ptr<float[]> values = sink.values;
-  return {enqueue(std::move(ids), std::move(params), "ids", std::move(chunk_ends), std::move(sink)), std::move(values),
-          rows, cols};
+  return {enqueue(std::move(ids), std::move(params), "ids", std::move(chunk_ends), std::move(sink), reuse),
+          std::move(values), rows, cols};
 }
 
 Generation Engine::enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, const char* field,
-                           std::vector<int64_t>&& chunk_ends, std::optional<LogitsSink>&& sink) {
+                           std::vector<int64_t>&& chunk_ends, std::optional<LogitsSink>&& sink, bool reuse) {
   refuse_in_child(owner_);
   const EngineLimits& limits = parts_->limits;
   const auto n = static_cast<int64_t>(ids.size());
@@ -170,6 +170,7 @@ Generation Engine::enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, 
                                              limits.max_context, parts_->vocabulary, std::move(mailbox));
   sequence->chunk_ends = std::move(chunk_ends);
   sequence->sink = std::move(sink);
+  sequence->reuse = reuse;
   for (int g = 0; g < kKvGroups; ++g) {
     const int64_t chunk = std::max(limits.scheduler.max_rows, sequence->largest_chunk());
     const int64_t needed = Scheduler::blocks_needed(limits.scheduler, g, n, chunk);
@@ -286,6 +287,12 @@ void Engine::Parts::step() {
     fail(*scheduler.sequences().front(), Error(ErrorCode::internal, "no sequence could be scheduled"));
     return;
   }
+  const Sequence::Clock::time_point now = Sequence::Clock::now();
+  for (const ScheduledRows& entry : plan) {
+    if (entry.sequence->admitted) continue;
+    entry.sequence->admitted = now;
+    counts.queue_time.add(now - entry.sequence->submitted);
+  }
   try {
     const Batch& batch = builder.build(plan);
     const Tensor logits = runner->forward(batch);
@@ -311,10 +318,18 @@ void Engine::Parts::step() {
 
 void Engine::Parts::publish(const std::vector<ScheduledRows>& plan) {
   for (const ScheduledRows& entry : plan) {
-    const int64_t before = std::min(entry.sequence->computed, entry.sequence->prompt_size());
-    entry.sequence->computed += entry.rows;
-    counts.prompt_tokens += std::min(entry.sequence->computed, entry.sequence->prompt_size()) - before;
+    Sequence& sequence = *entry.sequence;
+    const int64_t end = sequence.computed + entry.rows;
+    const int64_t fresh = std::max(sequence.computed, sequence.furthest);  // what lies before was computed once already
+    const int64_t prompt = std::max<int64_t>(0, std::min(end, sequence.prompt_size()) - fresh);
+    counts.prompt_tokens += prompt;
+    counts.decode_rows += std::max<int64_t>(0, end - fresh) - prompt;
+    counts.repeated_rows += std::min(fresh, end) - sequence.computed;
+    sequence.computed = end;
+    sequence.furthest = std::max(sequence.furthest, end);
   }
+  counts.logit_rows += static_cast<int64_t>(builder.wanted().size());
+  const Sequence::Clock::time_point now = Sequence::Clock::now();
   const std::vector<BatchBuilder::Wanted>& wanted = builder.wanted();
   for (size_t r = 0; r < sampled.size(); ++r) {
     if (wanted[r].scores) wanted[r].sequence->set_score(wanted[r].position, sampled[r]);
@@ -332,6 +347,12 @@ void Engine::Parts::publish(const std::vector<ScheduledRows>& plan) {
                            "no token may be drawn: suppress or the allowed set exclude all of them", "suppress"));
       continue;
     }
+    if (sequence.last_token) {
+      counts.time_between_tokens.add(now - *sequence.last_token);
+    } else {
+      counts.time_to_first_token.add(now - sequence.submitted);
+    }
+    sequence.last_token = now;
     Delta delta = sequence.accept(sampled[r]);
     ++counts.generated_tokens;
     if (delta.finish == FinishReason::none) {
@@ -359,9 +380,11 @@ void Engine::Parts::publish_stats() {
   counts.queued = scheduler.waiting();
   counts.running = scheduler.running();
   counts.preemptions = scheduler.preemptions();
+  counts.cached_tokens = scheduler.cached_tokens();
   for (int g = 0; g < kKvGroups; ++g) {
     counts.blocks_free[g] = scheduler.pool(g).available();
     counts.blocks_total[g] = scheduler.pool(g).total();
+    counts.blocks_kept[g] = scheduler.pool(g).kept();
   }
   counts.kv_bytes = runner ? runner->kv_bytes() : 0;
   counts.work_bytes = runner ? runner->work_bytes() : 0;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/generation.h"
+#include "engine/histogram.h"
 #include "engine/limits.h"
 #include "engine/sampling.h"
 #include "engine/step_runner.h"
@@ -25,7 +26,11 @@ namespace gemmantle {
 struct EngineStats {
   int64_t queued = 0, running = 0;
   int64_t steps = 0, prompt_tokens = 0, generated_tokens = 0, preemptions = 0;
+  int64_t cached_tokens = 0;                                   // of prompts, found instead of computed
+  int64_t decode_rows = 0, repeated_rows = 0, logit_rows = 0;  // the second: computed again after a preemption
   int64_t blocks_free[kKvGroups] = {}, blocks_total[kKvGroups] = {};
+  int64_t blocks_kept[kKvGroups] = {};  // of the free ones, those with contents that may be found again
+  Histogram queue_time, time_to_first_token, time_between_tokens;
   int64_t kv_bytes = 0, work_bytes = 0;
   int64_t max_context = 0, max_sequences = 0, max_rows = 0, max_queue = 0, block_size = 0;
   bool deterministic = false;
@@ -53,8 +58,10 @@ class Engine {
   Generation submit(std::vector<int32_t> ids, SamplingParams params);
 
   // Logits after softcap of every position, or of the last (then the rows before it take the prefill shortcut).
-  // `chunks`: rows of each step, which must sum up to the ids; empty: as they fit.
-  LogitsRequest logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks = {}, bool last_only = false);
+  // `chunks`: rows of each step, which must sum up to the ids; empty: as they fit. `reuse`: with last_only, positions
+  // before may come from kept blocks; otherwise every row is computed.
+  LogitsRequest logits(std::vector<int32_t> ids, const std::vector<int64_t>& chunks = {}, bool last_only = false,
+                       bool reuse = false);
 
   EngineStats stats() const;
   int64_t max_context() const;
@@ -63,7 +70,7 @@ class Engine {
  private:
   struct Parts;
   Generation enqueue(std::vector<int32_t>&& ids, SamplingParams&& params, const char* field,
-                     std::vector<int64_t>&& chunk_ends, std::optional<LogitsSink>&& sink);
+                     std::vector<int64_t>&& chunk_ends, std::optional<LogitsSink>&& sink, bool reuse);
 
   std::unique_ptr<Parts> parts_;
   pid_t owner_;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include "engine/fork_guard.h"
 
@@ -167,7 +168,7 @@ Generation::~Generation() {
   if (!mailbox_) return;
   // In a forked child nobody will ever leave the mailbox's lock and condition: they are left as they are.
   if (::getpid() != owner_) {
-    new std::shared_ptr<Mailbox>(std::move(mailbox_));
+    new (std::nothrow) std::shared_ptr<Mailbox>(std::move(mailbox_));
     return;
   }
   mailbox_->cancel();

@@ -40,6 +40,7 @@ struct Usage {
   int64_t completion = 0;  // the end token included when one was sampled
   int64_t reasoning = 0;   // those of `completion` that belong to thoughts
   int64_t cached = 0;      // prompt tokens whose KV was there already
+  double queue_ms = 0;     // until it was first scheduled
 };
 
 using StopReason = std::variant<std::monostate, std::string, int32_t>;  // the stop string or the id that ended it

@@ -45,6 +45,9 @@ void SamplingParams::validate() const {
   }
   for (const std::string& text : stop) require(!text.empty(), "stop", "an empty string", "a text of one byte or more");
   require(min_tokens >= 0 && min_tokens <= kMost, "min_tokens", str(min_tokens), "0 or more");
+  require(priority >= -100 && priority <= 100, "priority", str(priority), "-100 to 100; 0 is the usual one");
+  require(prompt_logprobs_start >= 0 && prompt_logprobs_start <= kMost, "prompt_logprobs_start",
+          str(prompt_logprobs_start), "0 (all of them) or the index of a token of the prompt");
   require(logprobs >= -1 && logprobs <= kMaxTopLogprobs, "logprobs", str(logprobs), "-1 (off) or 0 to 20");
   require(prompt_logprobs >= -1 && prompt_logprobs <= kMaxTopLogprobs, "prompt_logprobs", str(prompt_logprobs),
           "-1 (off) or 0 to 20");
@@ -63,6 +66,7 @@ void SamplingParams::validate(int64_t vocabulary) const {
   require_ids(suppress_in_thought, vocabulary, "suppress_in_thought");
   require_ids(thought_end, vocabulary, "thought_end");
   std::vector<int32_t> biased;
+  biased.reserve(logit_bias.size());
   for (const auto& entry : logit_bias) biased.push_back(entry.first);
   require_ids(biased, vocabulary, "logit_bias");
 }

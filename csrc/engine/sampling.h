@@ -9,6 +9,7 @@
 namespace gemmantle {
 
 struct SamplingParams {
+  int priority = 0;         // the higher is admitted first
   int64_t max_tokens = -1;  // -1: up to the context; 0: prompt work only
   double temperature = 1;   // 0: greedy
   double top_p = 1;
@@ -23,14 +24,15 @@ struct SamplingParams {
   std::vector<std::string> stop;  // UTF-8, matched in content only
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  int64_t min_tokens = 0;         // until then neither an end token nor a stop ends the output
-  int logprobs = -1;              // -1: off; else how many alternatives
-  int prompt_logprobs = -1;       // the same for the tokens of the prompt
-  std::vector<int32_t> suppress;  // ids that are never drawn
-  bool include_stop = false;      // keep the stop string, or the text of the stop id
-  bool channels = false;          // follow the control ids; false: every token is content
-  bool start_in_thought = false;  // the prompt ended inside an open thought
-  bool single_call = false;       // end after the first complete call
+  int64_t min_tokens = 0;             // until then neither an end token nor a stop ends the output
+  int logprobs = -1;                  // -1: off; else how many alternatives
+  int prompt_logprobs = -1;           // the same for the tokens of the prompt
+  int64_t prompt_logprobs_start = 0;  // the first of them; tokens before it may come from kept blocks
+  std::vector<int32_t> suppress;      // ids that are never drawn
+  bool include_stop = false;          // keep the stop string, or the text of the stop id
+  bool channels = false;              // follow the control ids; false: every token is content
+  bool start_in_thought = false;      // the prompt ended inside an open thought
+  bool single_call = false;           // end after the first complete call
 
   bool constrained = false;                  // every token outside thoughts waits for Generation::allow
   std::vector<int32_t> suppress_in_thought;  // ids that are never drawn inside a thought, besides `suppress`

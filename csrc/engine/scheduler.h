@@ -4,16 +4,23 @@
 // A sequence is admitted when the blocks of all its tokens are free; the full group's are taken at once, the sliding
 // group's as it goes, and those behind the window are given back. When blocks run out the youngest sequence gives its
 // own back and waits to be computed again. A sequence that waits for its mask stays out of the step, and leaves when it
-// is slow and others need its place. Numbers only: no model, no threads.
+// is slow and others need its place.
+//
+// Full blocks are remembered by their tokens (prefix_tree.h) and kept until the pool needs them. An admitted sequence
+// starts behind the longest run of kept blocks: all of the full group's, and of the sliding group's those that the
+// next row can see. Where the next block is just being computed for somebody else, it waits for that instead of
+// computing it again, and those behind it may go first. Numbers only: no model, no threads.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/block_pool.h"
+#include "engine/prefix_tree.h"
 #include "engine/sequence.h"
 
 namespace gemmantle {
@@ -36,7 +43,8 @@ class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits);
 
-  void add(std::unique_ptr<Sequence> sequence);  // behind all that wait
+  // Behind all that wait with its priority or a higher one; nobody is overtaken for ever.
+  void add(std::unique_ptr<Sequence> sequence);
   // The next step; empty only when there is nothing to do, or nothing but to wait for masks. Valid until the next call
   // of plan or remove.
   const std::vector<ScheduledRows>& plan();
@@ -48,6 +56,8 @@ class Scheduler {
   int64_t running() const { return static_cast<int64_t>(running_.size()); }
   int64_t preemptions() const { return preemptions_; }
   const BlockPool& pool(int group) const { return pools_[static_cast<size_t>(group)]; }
+  const PrefixTree& prefixes() const { return prefixes_; }
+  int64_t cached_tokens() const { return cached_tokens_; }  // of prompts, found instead of computed
   std::vector<Sequence*> sequences() const;
 
   // Blocks of a group that one sequence of `tokens` needs at the same time when it runs in chunks of up to `chunk`
@@ -61,8 +71,19 @@ class Scheduler {
   void release(Sequence& sequence);
   void preempt_youngest();
   bool evict_slow();  // one that is slow; false when there is none
-  bool fits(const Sequence& sequence) const;
   bool admit_next();
+  bool has_room(const Sequence& sequence) const;
+
+  // Finds the longest run of kept blocks, into found_; how many of them. The sequence awaits the block behind them
+  // where that is being computed.
+  int64_t match(Sequence& sequence);
+  bool is_being_computed(int32_t node) const;
+  bool still_awaits(const Sequence& sequence) const;
+  void take_kept(Sequence& sequence, int64_t blocks);  // of found_
+  void promise(Sequence& sequence);                    // the blocks that it is going to compute
+  void store_computed(Sequence& sequence);
+  void store(Sequence& sequence, int64_t block);
+  std::span<const int32_t> block_tokens(const Sequence& sequence, int64_t block) const;
   int64_t prefill_rows(const Sequence& sequence) const;
 
   SchedulerLimits limits_;
@@ -73,6 +94,14 @@ class Scheduler {
   int64_t rows_left_ = 0;
   int64_t logit_rows_left_ = 0;
   int64_t preemptions_ = 0;
+
+  PrefixTree prefixes_;
+  std::vector<int32_t> found_;
+  int64_t cached_tokens_ = 0;
+  // The sequence that found no room, and what was to be had then: until there is more, it is not looked at again.
+  const Sequence* blocked_ = nullptr;
+  std::array<int64_t, kKvGroups> blocked_available_{};
+  int64_t blocked_running_ = 0;
 };
 
 }  // namespace gemmantle

@@ -72,8 +72,33 @@ void Sequence::count(int32_t id) {
 }
 
 bool Sequence::scores_at(int64_t position) const {
-  return params_.prompt_logprobs >= 0 && position + 1 < prompt_size_ &&
+  return params_.prompt_logprobs >= 0 && position + 1 >= params_.prompt_logprobs_start && position + 1 < prompt_size_ &&
          !prompt_logprobs_[static_cast<size_t>(position + 1)];
+}
+
+int64_t Sequence::logit_rows(int64_t rows) const {
+  if (sink && !sink->last_only) return rows;
+  if (params_.prompt_logprobs < 0) return 0;
+  return std::max<int64_t>(0, std::min(computed + rows, prompt_size_ - 1) - first_logits());
+}
+
+int64_t Sequence::rows_within(int64_t rows, int64_t most) const {
+  return logit_rows(rows) <= most ? rows : first_logits() - computed + most;
+}
+
+int64_t Sequence::first_logits() const {
+  return sink && !sink->last_only ? computed : std::max(computed, params_.prompt_logprobs_start - 1);
+}
+
+int64_t Sequence::reusable() const {
+  if (!reuse || !chunk_ends.empty() || (sink && !sink->last_only)) return 0;
+  int64_t end = size() - 1;  // one row at least makes the next logits
+  if (params_.prompt_logprobs >= 0) {
+    int64_t first = std::max<int64_t>(0, params_.prompt_logprobs_start - 1);
+    while (first < end && first + 1 < prompt_size_ && !scores_at(first)) ++first;
+    if (first + 1 < prompt_size_) end = std::min(end, first);
+  }
+  return end;
 }
 
 SampleRow Sequence::sample_row(int64_t position) const {
@@ -174,6 +199,9 @@ Delta Sequence::end(FinishReason reason) {
   return delta;
 }
 
-Usage Sequence::usage() const { return {prompt_size_, output_size(), reasoning_, 0}; }
+Usage Sequence::usage() const {
+  const std::chrono::duration<double, std::milli> queued = admitted.value_or(Clock::now()) - submitted;
+  return {prompt_size_, output_size(), reasoning_, cached, queued.count()};
+}
 
 }  // namespace gemmantle

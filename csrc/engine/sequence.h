@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -37,6 +38,7 @@ class Sequence {
   // Rows that may run now: the last one, which draws, waits for its mask.
   int64_t computable() const { return pending() - (awaits_mask() ? 1 : 0); }
   int32_t token(int64_t position) const { return tokens_[static_cast<size_t>(position)]; }
+  std::span<const int32_t> tokens() const { return tokens_; }
   const SamplingParams& params() const { return params_; }
   Mailbox& mailbox() const { return *mailbox_; }
 
@@ -44,9 +46,12 @@ class Sequence {
   bool draws_at(int64_t position) const { return position + 1 == size() && limit_ > output_size(); }
   bool scores_at(int64_t position) const;  // the log-probability of the prompt's next token
   bool keeps_at(int64_t position) const { return sink && (!sink->last_only || position + 1 == size()); }
-  bool wants_all() const {
-    return (params_.prompt_logprobs >= 0 && computed + 1 < prompt_size_) || (sink && !sink->last_only);
-  }
+  // How many of the next `rows` rows have their logits wanted for the prompt or the sink, and how many rows are within
+  // `most` of those.
+  int64_t logit_rows(int64_t rows) const;
+  int64_t rows_within(int64_t rows, int64_t most) const;
+  // Positions before this one may come from kept blocks: no logits of theirs are wanted.
+  int64_t reusable() const;
 
   // Whether the next token is drawn only after a hand-in. Thoughts run free, and forced ids need no mask.
   bool awaits_mask() const {
@@ -66,7 +71,9 @@ class Sequence {
   PromptLogprobs take_prompt_logprobs() { return std::move(prompt_logprobs_); }
   bool is_complete() const { return pending() == 0 && limit_ == output_size(); }
 
-  int64_t computed = 0;                                              // positions whose K and V are stored
+  int64_t computed = 0;  // positions whose K and V are stored
+  int64_t furthest = 0;  // the most that were ever computed
+  int64_t cached = 0;    // positions of the prompt that were not computed but found
   std::optional<std::chrono::steady_clock::time_point> waits_since;  // for its mask
   bool is_slow = false;                                              // others may have its place
 
@@ -77,12 +84,29 @@ class Sequence {
   };
   std::array<Blocks, kKvGroups> blocks;
 
+  // Of the scheduler: the nodes of the full blocks, and how many of those are stored there; a node of somebody else's
+  // that this sequence waits for.
+  struct Prefix {
+    std::vector<int32_t> nodes;
+    int64_t stored = 0;
+    int32_t awaited = -1;
+    uint64_t awaited_serial = 0;
+  } prefix;
+  bool was_admitted = false;
+  int overtaken = 0;  // how many of a higher priority were put before it
+
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point submitted = Clock::now();
+  std::optional<Clock::time_point> admitted, last_token;
+
   std::vector<int64_t> chunk_ends;  // positions where a chunk of the prompt has to end; empty: anywhere
   int64_t largest_chunk() const;    // 0 where they are free
   std::optional<LogitsSink> sink;
+  bool reuse = true;  // false: every position is computed
 
  private:
   TokenInfo token_info(const SampledToken& token, Channel channel) const;
+  int64_t first_logits() const;  // from computed on
   void count(int32_t id);
   bool close_thought_at_budget();  // true when its end is forced from now on
   Usage usage() const;

@@ -35,6 +35,24 @@ struct LinearArgs {
   WeightRows w;
 };
 
+// Rows of x as CodedKernels::encode leaves them, `row_bytes` apart, at multiples of 64 bytes.
+struct CodedRows {
+  const uint8_t* data;
+  int64_t row_bytes;
+};
+
+// Products of mode "fast": rows of x become 8-bit codes with a scale for every 32 values, once, and meet packed weights
+// in integers. The layout of the codes belongs to the instruction set.
+struct CodedKernels {
+  bool (*takes)(formats::FormatId format);  // others go through CpuKernels::linear
+  int64_t (*bytes)(int64_t cols);           // of a row of codes
+  void (*encode)(uint8_t* coded, const float* x, int64_t cols);
+
+  // CpuKernels::linear with `x` in place of args->x, which is not looked at. `scratch` holds scratch(cols) floats.
+  int64_t (*scratch)(int64_t cols);
+  void (*linear)(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch);
+};
+
 struct AttendArgs {
   const float* q;  // the query heads of one KV head, behind each other: [heads, dim]
   int heads;
@@ -65,6 +83,9 @@ struct CpuKernels {
   int64_t (*linear_scratch)(int64_t cols);
   void (*linear)(const LinearArgs* args, int64_t first, int64_t last, float* scratch);
 
+  // Null where the instruction set has no dot products of bytes.
+  const CodedKernels* coded;
+
   // y[0, cols) = row * scale.
   void (*embed)(float* y, const WeightRows* table, int64_t row, float scale);
 
@@ -94,6 +115,8 @@ inline constexpr int64_t kAttendScratch = int64_t{kMaxAttendHeads} * kAttendTile
 
 const CpuKernels* kernels_baseline() noexcept;
 const CpuKernels* kernels_avx2() noexcept;
+const CpuKernels* kernels_avx_vnni() noexcept;
 const CpuKernels* kernels_avx512() noexcept;
+const CpuKernels* kernels_avx512_vnni() noexcept;
 
 }  // namespace gemmantle::cpu

@@ -3,6 +3,7 @@
 // Exports kernels_<name>() and nothing else: a shared inline function compiled here with wide instructions could be
 // linked into code that runs on machines without them. So: unnamed namespaces, no STL, nothing of csrc.
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/coded.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/embed.h"
 #include "kernels/cpu/kernel_table.h"
@@ -24,6 +25,7 @@ constexpr CpuKernels kTable = {
     .lanes = kLanes,
     .linear_scratch = linear_scratch,
     .linear = linear,
+    .coded = kCoded,
     .embed = embed,
     .rms_norm = rms_norm,
     .add = add,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gemmantle import chat as chat
+    from gemmantle.arms.remote import Remote as Remote
+    from gemmantle.arms.remote import remote as remote
     from gemmantle.bulk import Result as Result
     from gemmantle.chat.tokenizer import Tokenizer as Tokenizer
     from gemmantle.client import AsyncOpenAI as AsyncOpenAI
@@ -42,6 +44,8 @@ _HOMES = {
     "AsyncOpenAI": "client",
     "OpenAI": "client",
     "Engine": "engines",
+    "Remote": "arms.remote",
+    "remote": "arms.remote",
     "Result": "bulk",
     "Score": "evaluate",
     "load": "engines",
@@ -77,6 +81,7 @@ __all__ = [
     "ModelNotFound",
     "OpenAI",
     "OutOfMemory",
+    "Remote",
     "RequestError",
     "Result",
     "Score",
@@ -87,6 +92,7 @@ __all__ = [
     "chat",
     "devices",
     "load",
+    "remote",
 ]
 
 

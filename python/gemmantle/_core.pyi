@@ -54,6 +54,8 @@ class SamplingParams:
     def __init__(
         self,
         *,
+        priority: int = 0,
+        prompt_logprobs_start: int = 0,
         max_tokens: int = -1,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -113,6 +115,8 @@ class Delta:
     def thought_cut(self) -> bool: ...
     @property
     def usage(self) -> tuple[int, int, int, int] | None: ...
+    @property
+    def queue_ms(self) -> float | None: ...
 
 class Generation:
     """A running request. Dropping it cancels it."""
@@ -144,7 +148,12 @@ class Engine:
     ) -> None: ...
     def submit(self, ids: NDArray[np.int32], params: SamplingParams) -> Generation: ...
     def logits(
-        self, ids: NDArray[np.int32], *, chunks: Sequence[int] | None = None, last_only: bool = False
+        self,
+        ids: NDArray[np.int32],
+        *,
+        chunks: Sequence[int] | None = None,
+        last_only: bool = False,
+        reuse: bool = False,
     ) -> NDArray[np.float32]: ...
     def stats(self) -> dict[str, object]: ...
     def max_context(self) -> int: ...

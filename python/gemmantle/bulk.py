@@ -1,4 +1,4 @@
-"""`Engine.generate`: many requests without SDK objects, results in order.
+"""`Engine.generate`: many requests without SDK objects, results in their order or as they come.
 
 Requests are validated by the same readers as the client's; only the outside differs: dicts in, `Result` out.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import select
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemmantle.api.chat import prepare
+from gemmantle.api.chat import prepare, rendered
 from gemmantle.api.common import admit
 from gemmantle.api.constraints import build_grammar
 from gemmantle.api.protocol import Delta, Sampling, ServingEngine
@@ -59,22 +59,79 @@ class Result:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprob] | None = None  # one entry an id
     usage: Usage = field(default_factory=lambda: Usage(0, 0, 0, 0))
+    index: int = 0  # of its request, from 0 on
 
 
-def generate(engine: ServingEngine, requests: Iterable[dict[str, Any]], ahead: int) -> Iterator[Result]:
-    """Answer in order with up to `ahead` requests submitted; what is left is cancelled when the iterator is dropped."""
-    waiting: deque[_Pending | RequestError] = deque()
+_KEPT = 4  # results that may wait for an earlier one, in multiples of `ahead`
+_GATHER_S = 0.002  # between two looks at many requests; half of those submitted wait in the engine meanwhile
+
+
+def generate(
+    engine: ServingEngine, requests: Iterable[dict[str, Any]], ahead: int, ordered: bool = True
+) -> Iterator[Result]:
+    """Answer with up to `ahead` requests submitted; what is left is cancelled when the iterator is dropped.
+
+    Ordered, a slow request holds back the results behind it, a bounded number of them.
+    """
+    numbered = enumerate(requests)
+    running: dict[int, _Pending] = {}
+    done: dict[int, Result | RequestError] = {}
+    turn = 0
+    is_over = False
+    wrong: RequestError | None = None  # the request that ends the iteration, after the results of those before it
     try:
-        for number, request in enumerate(requests):
-            waiting.append(_begin(engine, number, request))
-            if len(waiting) >= ahead:
-                yield _finish(waiting)
-        while waiting:
-            yield _finish(waiting)
+        while True:
+            while not is_over and len(running) < ahead and len(running) + len(done) < _KEPT * ahead:
+                number, request = next(numbered, (-1, None))
+                if number < 0:
+                    is_over = True
+                    break
+                begun = _begin(engine, number, request)
+                if isinstance(begun, RequestError):
+                    wrong, is_over = begun, True
+                else:
+                    running[number] = begun
+            while turn in done if ordered else done:
+                yield _result(done.pop(turn if ordered else next(iter(done))))
+                turn += 1
+            if running:
+                _wait(running, done)
+            elif wrong is not None:
+                raise wrong
+            elif is_over:
+                return
     finally:
-        for pending in waiting:
-            if isinstance(pending, _Pending):
-                pending.work.cancel()
+        for pending in running.values():
+            pending.work.cancel()
+
+
+def _wait(running: dict[int, _Pending], done: dict[int, Result | RequestError]) -> None:
+    """Move what has ended from `running` to `done`; blocks until something was said."""
+    if len(running) == 1:
+        [pending] = running.values()
+        _take(pending, lambda: pending.work.collect(None))
+    else:
+        poll = select.poll()
+        for pending in running.values():
+            poll.register(pending.work.generation(0).fileno(), select.POLLIN)
+        poll.poll(SLICE_S * 1000)
+        for pending in running.values():
+            _take(pending, pending.work.ready)
+    ended = [number for number, pending in running.items() if pending.error is not None or not pending.work.running]
+    for number in ended:
+        pending = running.pop(number)
+        done[number] = pending.error or pending.finish(number)
+    # Constrained ones only go on while they are read.
+    if running and not ended and not any(pending.work.guided for pending in running.values()):
+        time.sleep(_GATHER_S)
+
+
+def _take(pending: _Pending, look: Callable[[], list[tuple[int, Delta]]]) -> None:
+    """What the engine says of one request only is raised at the turn of that request."""
+    try:
+        pending.take(look())
+    except RequestError as exc:
+        pending.error = exc
 
 
 def _begin(engine: ServingEngine, number: int, request: Any) -> _Pending | RequestError:
@@ -100,7 +157,9 @@ def _submit(engine: ServingEngine, request: Any) -> _Pending:
 
 def _submit_chat(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
     read = read_chat(body, engine.profile)
-    ids, grammar, guide = prepare(read, engine)
+    prompt = rendered(read, engine)
+    ids = prompt.ids()
+    grammar, guide = prepare(read, engine, prompt, ids)
     work, _ = admit(engine, [(ids, [read.sampling])], "messages", guide)
     return _Pending(work, read.sampling, OutputParser(read.tools, constrained=grammar is not None))
 
@@ -126,39 +185,21 @@ class _Pending:
 
     def __init__(self, work: Work, sampling: Sampling, parser: OutputParser | None) -> None:
         self.work = work
+        self.error: RequestError | None = None
         self._parser = parser
         self._result = Result(logprobs=[] if sampling.logprobs >= 0 else None)
-        self._error: Exception | None = None
         self._arguments: list[str] = []  # of the call that is open, under a grammar
         self._name = ""
         self._content: list[str] = []
         self._reasoning: list[str] = []
 
-    def poll(self) -> None:
-        """Take what is there. An error comes up again when it is this one's turn."""
-        try:
-            for _, delta in self.work.poll():
-                self._add(delta)
-        except Exception as exc:
-            self._error = exc
+    def take(self, ready: list[tuple[int, Delta]]) -> None:
+        for _, delta in ready:
+            self._add(delta)
 
-    def finish(self, others: Sequence[_Pending]) -> Result:
-        """The result. Others that are constrained only go on while they are read."""
-        while self.work.running and self._error is None:
-            if not others:
-                for _, delta in self.work.collect(None):
-                    self._add(delta)
-                continue
-            poll = select.poll()
-            for pending in (self, *others):
-                for descriptor in pending.work.filenos():
-                    poll.register(descriptor, select.POLLIN)
-            poll.poll(SLICE_S * 1000)
-            for pending in (self, *others):
-                pending.poll()
-        if self._error is not None:
-            raise self._error
+    def finish(self, number: int) -> Result:
         result = self._result
+        result.index = number
         result.text = "".join(self._content)
         result.reasoning = "".join(self._reasoning) or None
         if result.tool_calls:
@@ -200,8 +241,7 @@ class _Pending:
                 self._result.tool_calls.append(event)
 
 
-def _finish(waiting: deque[_Pending | RequestError]) -> Result:
-    first = waiting.popleft()
-    if isinstance(first, RequestError):
-        raise first
-    return first.finish([pending for pending in waiting if isinstance(pending, _Pending) and pending.work.guided])
+def _result(done: Result | RequestError) -> Result:
+    if isinstance(done, RequestError):
+        raise done
+    return done

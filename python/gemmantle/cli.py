@@ -1,4 +1,4 @@
-"""The command `gemmantle`: chat, complete, info, devices, bench.
+"""The command `gemmantle`: chat, complete, serve, info, devices, bench.
 
 Answers go to standard output, everything else to standard error.
 """
@@ -6,7 +6,9 @@ Answers go to standard output, everything else to standard error.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(complete, max_tokens=64, temperature=0.0)
     complete.set_defaults(run=_complete)
 
+    serve = commands.add_parser("serve", help="answer the OpenAI API, and a chat page, on a port of this machine")
+    _add_model(serve, several=True)
+    _add_serving(serve)
+    serve.set_defaults(run=_serve)
+
     info = commands.add_parser("info", help="what a model is, as JSON")
     _add_model(info)
     info.set_defaults(run=_info)
@@ -85,8 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a folder, a .gguf file, or a name that is on this machine")
+def _add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    what = "a folder, a .gguf file, or a name that is on this machine"
+    if several:
+        parser.add_argument("models", metavar="model", nargs="+", help=what)
+    else:
+        parser.add_argument("model", help=what)
     parser.add_argument("--device", default="auto", help="auto, cpu, reference or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, help="threads (default: one per core)")
     parser.add_argument("--mode", default="exact", help="exact or fast (default %(default)s)")
@@ -101,15 +112,75 @@ def _add_sampling(parser: argparse.ArgumentParser, max_tokens: int, temperature:
     parser.add_argument("--seed", type=int, help="seed of the draw")
 
 
-def _load(options: argparse.Namespace) -> gemmantle.Engine:
-    if options.model == hub.DEMO_NAME:
+def _add_serving(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default %(default)s)")
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        metavar="KEY",
+        help="ask callers for this key; may be repeated (default: GEMMANTLE_API_KEY, which other users cannot list)",
+    )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="answer to this Host name too"
+    )
+    parser.add_argument(
+        "--allow-origin", action="append", default=[], metavar="ORIGIN", help="pages of this origin may call (CORS)"
+    )
+    parser.add_argument("--max-concurrency", type=int, help="sequences that run at once, of each model")
+    parser.add_argument(
+        "--max-requests", type=int, default=1024, help="requests answered at once (default %(default)s)"
+    )
+    parser.add_argument("--max-body-mib", type=int, default=64, help="largest request in MiB (default %(default)s)")
+    parser.add_argument("--timeout", type=float, help="seconds for an answer, or between chunks (default: no limit)")
+    parser.add_argument(
+        "--drain", type=float, default=30.0, help="seconds that running requests get at the end (default %(default)s)"
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        run = importlib.import_module("gemmantle.server.run")
+    except ImportError as exc:
+        raise ValueError(f"`serve` needs uvicorn ({exc}): pip install 'gemmantle[server]'") from exc
+    server = importlib.import_module("gemmantle.server")
+    keys = options.api_key or [key for key in [os.environ.get("GEMMANTLE_API_KEY", "")] if key]
+    if not all(keys):
+        raise ValueError("--api-key is empty; leave it out to ask for no key")
+    if options.max_requests < 1 or not 1 <= options.max_body_mib <= 64:
+        raise ValueError("--max-requests must be at least 1, --max-body-mib from 1 to 64")
+    body_bytes = options.max_body_mib << 20
+    run.serve(
+        options.models,
+        lambda model: _load(options, model),
+        host=options.host,
+        port=options.port,
+        drain_s=options.drain,
+        hosts=options.allow_host,
+        keys=keys,
+        origins=options.allow_origin,
+        limits=server.Limits(
+            body_bytes=body_bytes,
+            bodies_bytes=max(8 * body_bytes, 64 << 20),
+            requests=options.max_requests,
+            answer_s=options.timeout,
+        ),
+    )
+    return 0
+
+
+def _load(options: argparse.Namespace, model: str | None = None) -> gemmantle.Engine:
+    model = model or options.model
+    if model == hub.DEMO_NAME:
         print(hub.DEMO_TERMS, file=sys.stderr)
+    more = {"max_concurrency": options.max_concurrency} if "max_concurrency" in options else {}
     return gemmantle.load(
-        options.model,
+        model,
         device=options.device,
         threads=options.threads,
         mode=options.mode,
         max_context=options.max_context,
+        **more,
     )
 
 

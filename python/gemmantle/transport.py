@@ -17,19 +17,20 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
 
 from gemmantle._http import HttpLibrary, library
-from gemmantle.api import Expired, Handler, Reply, Request
+from gemmantle.api import Expired, Reply, Request
+from gemmantle.api.protocol import RequestHandler
 
 __all__ = ["async_transport", "sync_transport"]
 
 _REPEAT_S = 60.0  # a repeat by the SDK comes within its back-off of seconds
 
 
-def sync_transport(handler: Handler, family: str | None = None) -> Any:
+def sync_transport(handler: RequestHandler, family: str | None = None) -> Any:
     """A transport for `httpx2.Client` or `httpx.Client`."""
     return _classes(library(family))[0](handler)
 
 
-def async_transport(handler: Handler, family: str | None = None) -> Any:
+def async_transport(handler: RequestHandler, family: str | None = None) -> Any:
     """A transport for `httpx2.AsyncClient` or `httpx.AsyncClient`; not bound to any loop."""
     return _classes(library(family))[1](handler)
 
@@ -39,7 +40,7 @@ class _Transport:
 
     http: HttpLibrary
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: RequestHandler) -> None:
         self._handler = handler
         self._expired: dict[bytes, float] = {}  # digests of timed out requests, and when
 
@@ -50,7 +51,8 @@ class _Transport:
         timeout = (request.extensions.get("timeout") or {}).get("read")
         if request.headers.get("x-stainless-retry-count", "0") != "0" and self._has_expired(body):
             raise Expired
-        return Request(request.method, request.url.path, request.headers, body, timeout)
+        query = request.url.query.decode("ascii", "replace")
+        return Request(request.method, request.url.path, request.headers, body, timeout, query)
 
     def _has_expired(self, body: bytes) -> bool:
         return time.monotonic() - self._expired.get(_digest(body), -math.inf) < _REPEAT_S
@@ -133,7 +135,7 @@ class _AsyncStream(_Stream):
             raise _timeout(self._http, self._request, in_stream=True) from None
 
     async def aclose(self) -> None:
-        self._events.close()
+        await self._events.aclose()
 
 
 @functools.cache

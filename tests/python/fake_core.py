@@ -5,6 +5,7 @@ The "model" counts: after id k comes id k + 1, with log-probability -0.5. Text o
 
 from __future__ import annotations
 
+import os
 import types
 from typing import Any
 
@@ -16,6 +17,8 @@ from gemmantle.errors import EngineClosed, ModelNotFound
 VOCABULARY = 300
 loads: list[tuple[str, dict[str, Any]]] = []
 closed: list[str] = []
+
+_READABLE = os.eventfd(1)  # there is always something to read
 
 
 class Model:
@@ -76,7 +79,7 @@ class Generation:
         return FakeDelta(pieces=[("content", token.text.decode("utf-8", "replace"))], tokens=[token])
 
     def fileno(self) -> int:
-        return -1
+        return _READABLE
 
     def cancel(self) -> None:
         self._done = True
@@ -105,7 +108,9 @@ class Engine:
             raise EngineClosed("closed")
         return Generation(self, ids.tolist(), params)
 
-    def logits(self, ids: np.ndarray, *, chunks: list[int] | None = None, last_only: bool = False) -> np.ndarray:
+    def logits(
+        self, ids: np.ndarray, *, chunks: list[int] | None = None, last_only: bool = False, reuse: bool = False
+    ) -> np.ndarray:
         table = np.zeros((len(ids), VOCABULARY), np.float32)
         table[np.arange(len(ids)), (ids + 1) % VOCABULARY] = 1
         return table[-1:] if last_only else table

@@ -209,8 +209,10 @@ class FakeEngine:
         self.generations.append(generation)
         return generation
 
-    def render_chat(self, messages: list[dict[str, Any]], tools: Any, thinking: bool) -> FakePrompt:
-        prompt = chat.render(messages, tools=tools, thinking=thinking)
+    def render_chat(
+        self, messages: list[dict[str, Any]], tools: Any, thinking: bool, *, preserve_thinking: bool = False
+    ) -> FakePrompt:
+        prompt = chat.render(messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking)
         self.prompts.append(FakePrompt(prompt.text, prompt.starts_in_thought))
         return self.prompts[-1]
 

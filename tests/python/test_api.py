@@ -251,7 +251,7 @@ def test_a_body_beyond_the_limit_is_refused(monkeypatch):
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/chat/completions", 404, "completion_not_found"),
         ("GET", "/v1/chat/completions/chatcmpl-1/messages", 404, "completion_not_found"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/images/generations", 404, "unknown_url"),
         ("POST", "/", 404, "unknown_url"),
         ("POST", "/v1/v1/completions", 404, "unknown_url"),
     ],

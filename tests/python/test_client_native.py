@@ -271,6 +271,91 @@ def test_every_value_the_api_accepts_is_accepted_by_the_engine(speaker, fields):
     assert answer.choices[0].finish_reason in ("stop", "length")
 
 
+def respond(engine, **fields):
+    extra = {"ignore_eos": True, "top_k": 0, "top_p": 1}
+    return engine.client().responses.create(model=engine.name, input="Hi", extra_body=extra, **fields)
+
+
+@pytest.mark.parametrize("effort", ["none", "high"])
+def test_responses_plain_streamed_and_in_the_background_say_the_same(speaker, effort):
+    fields = {"max_output_tokens": 40, "temperature": 0, "reasoning": {"effort": effort}}
+    plain = respond(speaker, **fields)
+    events = list(respond(speaker, stream=True, **fields))
+    queued = respond(speaker, background=True, **fields)
+    followed = list(speaker.client().responses.retrieve(queued.id, stream=True))
+    for other in (events[-1].response, followed[-1].response, speaker.client().responses.retrieve(queued.id)):
+        assert [item.model_dump(exclude={"id"}) for item in other.output] == [
+            item.model_dump(exclude={"id"}) for item in plain.output
+        ]
+        # The second answer finds the first one's prompt in the cache, and says so.
+        assert other.status == plain.status
+        assert other.usage.input_tokens == plain.usage.input_tokens
+        assert other.usage.output_tokens_details == plain.usage.output_tokens_details
+    assert plain.status == "incomplete"
+    assert plain.usage.output_tokens == 40
+    for seen in (events, followed):
+        assert [event.sequence_number for event in seen] == list(range(len(seen)))
+
+
+def test_a_chain_and_a_cancelled_answer(speaker):
+    client = speaker.client()
+    first = respond(speaker, max_output_tokens=8)
+    second = respond(speaker, max_output_tokens=8, previous_response_id=first.id)
+    assert second.usage.input_tokens > first.usage.input_tokens + 8
+    counted = client.responses.input_tokens.count(model=speaker.name, input="Hi", previous_response_id=first.id)
+    assert counted.input_tokens == second.usage.input_tokens
+    long = respond(speaker, max_output_tokens=1800, background=True)
+    assert client.responses.cancel(long.id).status == "cancelled"
+    deadline = time.monotonic() + 20
+    while speaker.stats()["running"] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert speaker.stats()["running"] == 0
+
+
+def test_closing_the_engine_fails_what_runs_in_the_background(speaker):
+    with gemmantle.load(speaker.info()["path"], device="cpu", max_context=1500) as engine:
+        client = engine.client()
+        name = respond(engine, max_output_tokens=1400, background=True).id
+        deadline = time.monotonic() + 20
+        while client.responses.retrieve(name).status == "queued" and time.monotonic() < deadline:
+            time.sleep(0.002)
+    last = list(client.responses.retrieve(name, stream=True))[-1]
+    assert last.type == "response.failed"
+    assert last.response.error.code == "server_error"
+    assert "closed" in last.response.error.message
+    assert speaker.client().responses.retrieve(name).status == "failed"
+
+
+EXIT = """
+import sys, gemmantle
+engine = gemmantle.load(sys.argv[1], device="cpu", max_context=1500)
+client = engine.client()
+extra = {"ignore_eos": True}
+queued = client.responses.create(model=engine.name, input="Hi", background=True, extra_body=extra)
+while (status := client.responses.retrieve(queued.id).status) == "queued":
+    pass
+print(status)
+"""
+
+
+def test_the_interpreter_ends_while_something_runs_in_the_background(speaker):
+    command = [sys.executable, "-c", EXIT, speaker.info()["path"]]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "in_progress", "")
+
+
+def test_a_batch_over_the_engine(speaker, tmp_path, capsys):
+    lines = [
+        {"custom_id": str(k), "method": "POST", "url": "/v1/responses", "body": {"input": "Hi", "max_output_tokens": 3}}
+        for k in range(20)
+    ]
+    summary = speaker.run_batch(lines, tmp_path / "out.jsonl")
+    assert (summary.succeeded, summary.failed, summary.output_tokens <= 60) == (20, 0, True)
+    assert "20 answered" in capsys.readouterr().err
+    assert speaker.run_batch(lines, tmp_path / "out.jsonl").skipped == 20
+
+
 real = pytest.mark.real
 
 

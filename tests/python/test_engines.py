@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 import fake_core
 import numpy as np
 import pytest
-from fake_engine import CALL, FakeEngine, content
+from fake_engine import CALL, HOLD, FakeEngine, content
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models, pre_tokenizers
 
@@ -374,7 +374,46 @@ def test_requests_left_behind_are_cancelled():
     results = bulk.generate(engine, [{"messages": [{"role": "user", "content": "Hi"}]}] * 5, 3)
     next(results)
     results.close()
-    assert engine.cancelled == len(engine.generations) - 1
+    assert engine.cancelled > 0
+    assert all(generation.cancelled or generation.try_next() is None for generation in engine.generations)
+
+
+def test_results_may_come_as_they_end():
+    scripts = iter([[HOLD, *content("late")], content("early")])
+    engine = FakeEngine(lambda _: next(scripts))
+    late, early = {"prompt": [5], "max_tokens": 4}, {"prompt": [6], "max_tokens": 4}
+    results = bulk.generate(engine, [late, early], 4, ordered=False)
+    first = next(results)
+    assert (first.index, first.text) == (1, "early")
+    engine.generations[0].release()
+    assert [(result.index, result.text) for result in results] == [(0, "late")]
+
+
+def test_a_slow_request_holds_back_a_bounded_number_of_results():
+    taken = []
+
+    def requests():
+        for number in range(1000):
+            taken.append(number)
+            yield {"prompt": [number + 3], "max_tokens": 4}
+
+    scripts = iter([[HOLD, *content("late")], *[content("early")] * 999])
+    engine = FakeEngine(lambda _: next(scripts))
+    results = bulk.generate(engine, requests(), 4)
+    timer = threading.Timer(0.2, lambda: engine.generations[0].release())
+    timer.start()
+    assert next(results).text == "late"
+    assert len(taken) <= 16
+    assert [result.index for result in results] == list(range(1, 1000))
+    timer.join()
+
+
+def test_every_result_may_go_to_a_function(folder):
+    seen = []
+    with gemmantle.load(folder) as engine:
+        requests = [{"prompt": [k], "max_tokens": 1} for k in range(3, 50)]
+        assert list(engine.generate(requests, ordered=False, on_result=seen.append)) == []
+    assert sorted((result.index, result.ids[0]) for result in seen) == [(k - 3, k + 1) for k in range(3, 50)]
 
 
 @pytest.mark.parametrize("ids", [[[1, 2]], [1.5], [-1], "ab", [2**40]])

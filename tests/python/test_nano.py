@@ -7,6 +7,7 @@ Goldens are transformers' f32 logits and greedy continuation of one tool convers
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,42 @@ def test_it_says_what_it_is(name: str) -> None:
         )
 
     assert "a very small demonstration model" in (reply.choices[0].message.content or "")
+
+
+def test_a_streamed_answer_needs_only_the_name(name: str) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    with OpenAI() as client:
+        chunks = list(client.chat.completions.create(model=name, messages=messages, temperature=0, stream=True))
+
+    assert len(chunks) >= 2
+    assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_it_chooses_and_fills_a_tool(name: str) -> None:
+    def tool(title: str, argument: str) -> dict[str, object]:
+        parameters = {"type": "object", "properties": {argument: {"type": "string"}}, "required": [argument]}
+        return {"type": "function", "function": {"name": title, "description": title, "parameters": parameters}}
+
+    with OpenAI() as client:
+        reply = client.chat.completions.create(
+            model=name,
+            messages=[{"role": "user", "content": "What is the weather in Berlin?"}],
+            tools=[tool("get_weather", "city"), tool("get_price", "item")],
+            temperature=0,
+        )
+
+    (choice,) = reply.choices
+    (call,) = choice.message.tool_calls or []
+    assert choice.finish_reason == "tool_calls"
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Berlin"}
+
+
+def test_loading_time_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, not asserted: a busy machine proves nothing. No other test has this context, so nothing is shared."""
+    begun = time.perf_counter()
+    with gemmantle.load(name, max_context=640) as engine:
+        took = time.perf_counter() - begun
+        assert engine.profile.name == name
+    with capsys.disabled():
+        print(f"\n{name} loaded in {1000 * took:.0f} ms")

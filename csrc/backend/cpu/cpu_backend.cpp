@@ -26,7 +26,7 @@ int thread_count(int asked) {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const BackendOptions& options, const CpuIsa& isa)
-      : isa_(isa), pool_(thread_count(options.threads)), ops_(*isa.kernels, pool_) {}
+      : isa_(isa), pool_(thread_count(options.threads)), ops_(*isa.kernels, pool_, options.mode) {}
 
   BackendInfo info() const override { return {"cpu", isa_.kernels->name, pool_.threads()}; }
   DType activation_dtype() const override { return DType::f32; }

@@ -10,7 +10,9 @@ namespace gemmantle {
 std::span<const CpuIsa> cpu_isas() {
   static const CpuIsa list[] = {
 #if defined(__x86_64__)
+    {cpu::kernels_avx512_vnni(), "AVX-512 F, BW, DQ, VL, VNNI", cpu_features().avx512_vnni},
     {cpu::kernels_avx512(), "AVX-512 F, BW, DQ, VL", cpu_features().avx512},
+    {cpu::kernels_avx_vnni(), "AVX2, FMA, F16C, AVX-VNNI", cpu_features().avx_vnni},
     {cpu::kernels_avx2(), "AVX2, FMA, F16C", cpu_features().avx2},
 #endif
     {cpu::kernels_baseline(), "nothing beyond the architecture", true},

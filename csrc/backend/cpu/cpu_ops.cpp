@@ -12,7 +12,9 @@ namespace {
 
 constexpr int64_t kGrain = 16384;        // values, or products, that are worth handing to another thread
 constexpr int64_t kChunksPerThread = 4;  // so that a thread that was interrupted does not hold up the others
-constexpr int64_t kSpan = 1024;          // positions that one thread attends to, when few rows are all there is
+constexpr int64_t kFewRows = 4;          // up to here a product waits for memory
+constexpr int64_t kLeastRead = 48 << 10, kMostRead = 768 << 10;  // bytes of weights that a thread takes at once
+constexpr int64_t kSpan = 1024;  // positions that one thread attends to, when few rows are all there is
 static_assert(kSpan % cpu::kAttendTile == 0);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -43,8 +45,11 @@ cpu::AttendState state_at(float* memory, int64_t heads) { return {memory, memory
 
 }  // namespace
 
-CpuOps::CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool)
-    : k_(kernels), pool_(pool), scratch_(static_cast<size_t>(pool.threads())) {}
+CpuOps::CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode)
+    : k_(kernels),
+      pool_(pool),
+      scratch_(static_cast<size_t>(pool.threads())),
+      codes_(mode == Mode::fast ? kernels.coded : nullptr) {}
 
 void CpuOps::reserve(int64_t floats) {
   if (floats <= scratch_floats_) return;
@@ -60,6 +65,19 @@ void CpuOps::split(int64_t items, int64_t work, int64_t step, Body&& body) {
   const int64_t most = pool_.threads() == 1 ? 1 : pool_.threads() * kChunksPerThread;
   const int64_t chunks = std::clamp<int64_t>(items * std::max<int64_t>(work, 1) / kGrain, 1, most);
   const int64_t size = ceil_div(ceil_div(items, chunks), step) * step;
+  pool_.parallel_for(ceil_div(items, size), [&](int64_t chunk, int worker) {
+    body(chunk * size, std::min(items, (chunk + 1) * size), worker);
+  });
+}
+
+// split() of rows of weights: where few rows of x meet them, reading is what takes time, and a thread reads fastest in
+// long runs.
+template <class Body>
+void CpuOps::split_weight_rows(int64_t items, int64_t row_bytes, int64_t work, int64_t x_rows, Body&& body) {
+  if (x_rows > kFewRows || pool_.threads() == 1) return split(items, work, 8, body);
+  const int64_t share = items * row_bytes / (pool_.threads() * kChunksPerThread);
+  const int64_t bytes = std::clamp(share, kLeastRead, kMostRead);
+  const int64_t size = std::min(items, ceil_div(ceil_div(bytes, row_bytes), 8) * 8);
   pool_.parallel_for(ceil_div(items, size), [&](int64_t chunk, int worker) {
     body(chunk * size, std::min(items, (chunk + 1) * size), worker);
   });
@@ -91,14 +109,46 @@ void CpuOps::embed(Tensor y, const Weight& table, std::span<const int32_t> ids, 
   });
 }
 
+bool CpuOps::takes_codes(const Weight& w) const { return codes_ != nullptr && codes_->takes(w.format); }
+
+int64_t CpuOps::linear_scratch(const Weight& w) const {
+  return takes_codes(w) ? codes_->scratch(w.cols) : k_.linear_scratch(w.cols);
+}
+
+// The codes stand until the next call.
+cpu::CodedRows CpuOps::encode(Tensor x) {
+  constexpr int64_t kLine = 64;
+  const int64_t row_bytes = ceil_div(codes_->bytes(x.cols), kLine) * kLine;
+  if (const int64_t bytes = x.rows * row_bytes + kLine; bytes > coded_bytes_) {
+    coded_memory_ = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes));
+    coded_bytes_ = bytes;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(coded_memory_.get());
+  uint8_t* rows = coded_memory_.get() + (kLine - address % kLine) % kLine;
+  split(x.rows, x.cols, 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t r = first; r < last; ++r) codes_->encode(rows + r * row_bytes, x.row(r), x.cols);
+  });
+  return {rows, row_bytes};
+}
+
+// `coded` without data: in f32.
+void CpuOps::multiply(const cpu::LinearArgs& args, cpu::CodedRows coded, int64_t first, int64_t last, int worker) {
+  if (coded.data != nullptr) {
+    codes_->linear(&args, coded, first, last, scratch(worker));
+  } else {
+    k_.linear(&args, first, last, scratch(worker));
+  }
+}
+
 void CpuOps::linear(Tensor y, Tensor x, const Weight& w) {
   GEMMANTLE_CHECK(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows, "x ", x.rows, "x", x.cols, ", y ", y.rows,
                   "x", y.cols, ", w ", w.rows, "x", w.cols);
   if (x.rows == 0) return;
-  reserve(k_.linear_scratch(w.cols));
+  reserve(linear_scratch(w));
   const cpu::LinearArgs args = linear_args(y, x, w);
-  split(w.rows, w.cols * x.rows, 8,
-        [&](int64_t first, int64_t last, int worker) { k_.linear(&args, first, last, scratch(worker)); });
+  const cpu::CodedRows coded = takes_codes(w) ? encode(x) : cpu::CodedRows{};
+  split_weight_rows(w.rows, w.row_bytes, w.cols * x.rows, x.rows,
+                    [&](int64_t first, int64_t last, int worker) { multiply(args, coded, first, last, worker); });
 }
 
 void CpuOps::rms_norm(Tensor y, Tensor x, const float* weight, int64_t group, float eps) {
@@ -318,7 +368,8 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
   std::move_backward(expert_starts_.begin(), expert_starts_.end() - 1, expert_starts_.end());
   expert_starts_[0] = 0;
 
-  reserve(std::max(k_.linear_scratch(x.cols), k_.linear_scratch(width)));
+  reserve(std::max({linear_scratch(gate_up), up ? linear_scratch(up) : 0, linear_scratch(down)}));
+  const cpu::CodedRows coded_x = takes_codes(gate_up) || takes_codes(up) ? encode(x) : cpu::CodedRows{};
   const auto for_each_expert = [&](auto&& body) {
     for (int32_t e = 0; e < count; ++e) {
       const int32_t first = expert_starts_[static_cast<size_t>(e)],
@@ -337,7 +388,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
         args.rows = n;
         args.from = expert_rows_.data() + at;
         args.to = expert_places_.data() + at;
-        k_.linear(&args, first, last, scratch(worker));
+        multiply(args, takes_codes(weight) ? coded_x : cpu::CodedRows{}, first, last, worker);
       }
       for (int32_t i = 0; i < n; ++i) {
         const int32_t place = expert_places_[at + static_cast<size_t>(i)];
@@ -345,6 +396,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
       }
     });
   });
+  const cpu::CodedRows coded_g = takes_codes(down) ? encode(g.slice(0, work)) : cpu::CodedRows{};
   split(down.rows, work * width, 8, [&](int64_t first, int64_t last, int worker) {
     for (int64_t r = 0; r < y.rows; ++r) std::fill(y.row(r) + first, y.row(r) + last, 0.0f);
     for_each_expert([&](int32_t e, size_t at, int32_t n) {
@@ -353,7 +405,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
       args.from = expert_places_.data() + at;
       args.to = expert_rows_.data() + at;
       args.factor = expert_factors_.data() + at;
-      k_.linear(&args, first, last, scratch(worker));
+      multiply(args, coded_g, first, last, worker);
     });
   });
 }
@@ -404,15 +456,17 @@ void CpuOps::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, con
   check_same(g, u);
   GEMMANTLE_CHECK(x.cols == gate.cols && x.cols == up.cols && x.rows == scratch_rows.rows);
   if (x.rows == 0) return;
-  reserve(k_.linear_scratch(x.cols));
+  reserve(std::max(linear_scratch(gate), linear_scratch(up)));
   const cpu::LinearArgs gates = linear_args(g, x, gate), ups = linear_args(u, x, up);
-  split(gate.rows, 2 * x.cols * x.rows, 8, [&](int64_t first, int64_t last, int worker) {
-    k_.linear(&gates, first, last, scratch(worker));
-    k_.linear(&ups, first, last, scratch(worker));
-    for (int64_t r = 0; r < x.rows; ++r) {
-      k_.gelu_mul(g.row(r) + first, g.row(r) + first, u.row(r) + first, last - first);
-    }
-  });
+  const cpu::CodedRows coded = takes_codes(gate) || takes_codes(up) ? encode(x) : cpu::CodedRows{};
+  split_weight_rows(gate.rows, gate.row_bytes + up.row_bytes, 2 * x.cols * x.rows, x.rows,
+                    [&](int64_t first, int64_t last, int worker) {
+                      multiply(gates, takes_codes(gate) ? coded : cpu::CodedRows{}, first, last, worker);
+                      multiply(ups, takes_codes(up) ? coded : cpu::CodedRows{}, first, last, worker);
+                      for (int64_t r = 0; r < x.rows; ++r) {
+                        k_.gelu_mul(g.row(r) + first, g.row(r) + first, u.row(r) + first, last - first);
+                      }
+                    });
   linear(y, g, down);
 }
 

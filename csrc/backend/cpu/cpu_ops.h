@@ -1,5 +1,6 @@
 // cpu_ops.h: every op over the kernel table of one instruction set: checks shapes, splits rows, calls kernels.
 //
+// In mode "fast" products with packed weights go through 8-bit codes of x where the instruction set has them.
 // Work is cut by size and thread count, but never inside a sum, so no result depends on the cut. Scratch belongs to the
 // thread and only grows: steps of a known size allocate nothing.
 #pragma once
@@ -18,7 +19,7 @@ namespace gemmantle {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool);
+  CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode);
 
   void embed(Tensor y, const Weight& table, std::span<const int32_t> ids, float scale) override;
   void linear(Tensor y, Tensor x, const Weight& w) override;
@@ -55,15 +56,24 @@ class CpuOps final : public Ops {
   template <class Body>
   void split(int64_t items, int64_t work, int64_t step, Body&& body);
   template <class Body>
+  void split_weight_rows(int64_t items, int64_t row_bytes, int64_t work, int64_t x_rows, Body&& body);
+  template <class Body>
   void each_value(int64_t rows, int64_t cols, Body&& body);
   float* scratch(int worker) { return scratch_[static_cast<size_t>(worker)].get(); }
   void reserve(int64_t floats);
+  bool takes_codes(const Weight& w) const;
+  int64_t linear_scratch(const Weight& w) const;
+  cpu::CodedRows encode(Tensor x);
+  void multiply(const cpu::LinearArgs& args, cpu::CodedRows coded, int64_t first, int64_t last, int worker);
   const Turns& turns(const float* freq, int64_t half, std::span<const int32_t> positions);
 
   const cpu::CpuKernels& k_;
   ThreadPool& pool_;
   std::vector<std::unique_ptr<float[]>> scratch_;  // one a thread
   int64_t scratch_floats_ = 0;
+  const cpu::CodedKernels* codes_;           // null in mode "exact"
+  std::unique_ptr<uint8_t[]> coded_memory_;  // rows of x in codes, of one product after the other
+  int64_t coded_bytes_ = 0;
   Turns turns_[4];
   size_t next_turns_ = 0;
   std::vector<float> partial_;  // attention states of one split row after the other

@@ -7,13 +7,17 @@ timeout, and what interrupts the caller itself.
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from gemmantle.api import chat, completions, models
+from gemmantle.api import chat, completions, embeddings, files, models, responses, stored
+from gemmantle.api.background import State, state_at
 from gemmantle.api.common import new_id
+from gemmantle.api.helpers import HELPERS
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
 from gemmantle.api.repeats import Repeats
@@ -31,18 +35,26 @@ _HEAVY = {
     "guided_choice", "guided_grammar",
 }  # fmt: skip
 
-_Start = Callable[[dict[str, Any], ServingEngine], tuple[Work, Answer]]
+_Start = Callable[[dict[str, Any], ServingEngine, Callable[[], State]], tuple[Work, Answer]]
 _GENERATING: dict[str, _Start] = {
-    "/chat/completions": chat.start,
-    "/completions": completions.start,
+    "/chat/completions": lambda body, engine, _: chat.start(body, engine),
+    "/completions": lambda body, engine, _: completions.start(body, engine),
+    "/responses": lambda body, engine, state: responses.start(body, engine, state()),
 }
+_BATCH_WORKERS = 32
+_COUNTING = "/responses/input_tokens"
 
 
 class Handler:
     """Answers requests with the models of one source. Safe from any thread; bound to no loop."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, state_path: str | os.PathLike[str] | None = None) -> None:
+        """state_path: a file that keeps stored responses; None for the store of this process. ValueError, now and not
+        at the first request, where it is no such file."""
         self._source = source
+        self._state_path = state_path
+        if state_path is not None:
+            state_at(state_path)
         self._pace = Pace()
         self._repeats = Repeats()
 
@@ -52,7 +64,7 @@ class Handler:
         try:
             start = _route(request)
             if start is None:
-                return _done(started, self._look_up(request))
+                return _found(started, self._look_up(request))
             return self._repeats.run(request, lambda: self._generate(request, start, started))
         except Expired:
             raise
@@ -65,7 +77,11 @@ class Handler:
         try:
             start = _route(request)
             if start is None:
-                return _done(started, self._look_up(request))
+                if request.method.upper() == "GET":
+                    return _found(started, self._look_up(request))
+                from anyio import to_thread
+
+                return _found(started, await to_thread.run_sync(self._look_up, request))
             return await self._repeats.arun(request, lambda: self._agenerate(request, start, started))
         except Expired:
             raise
@@ -77,8 +93,9 @@ class Handler:
             deadline = _deadline(request)
             body = parse_body(request.body)
             work, answer, name = self._begin(body, _model_name(body), start)
-            if answer.stream:
-                return self._streamed(request, work, answer, name, started)
+            reply = self._at_once(request, work, answer, name, started)
+            if reply is not None:
+                return reply
             while work.running:
                 for choice, delta in work.collect(deadline):
                     answer.feed(choice, delta)
@@ -99,8 +116,9 @@ class Handler:
                 work, answer, name = await to_thread.run_sync(self._begin, body, model, start)
             else:
                 work, answer, name = self._begin(body, model, start)
-            if answer.stream:
-                return self._streamed(request, work, answer, name, started)
+            reply = self._at_once(request, work, answer, name, started)
+            if reply is not None:
+                return reply
             while work.running:
                 for choice, delta in await work.acollect(deadline):
                     answer.feed(choice, delta)
@@ -112,19 +130,56 @@ class Handler:
 
     def _begin(self, body: dict[str, Any], model: str, start: _Start) -> tuple[Work, Answer, str]:
         engine = self._source.find(model) or self._source.load(model)
-        work, answer = start(body, engine)
+        work, answer = start(body, engine, self._state)
         return work, answer, engine.profile.name
 
-    def _streamed(self, request: Request, work: Work, answer: Answer, name: str, started: float) -> Reply:
-        headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
-        headers += _common_headers(started, name)
-        return Reply(200, headers, EventStream(work, answer, self._pace, request.timeout))
+    def _at_once(self, request: Request, work: Work, answer: Answer, name: str, started: float) -> Reply | None:
+        """The reply that need not wait for the end: of an answer that goes on by itself, or of a stream."""
+        detached = answer.detached(work, request.timeout)
+        if detached is not None:
+            return _found(started, detached, name)
+        if answer.stream:
+            return _found(started, EventStream(work, answer, self._pace, request.timeout), name)
+        return None
 
-    def _look_up(self, request: Request) -> dict[str, Any]:
+    def _look_up(self, request: Request) -> dict[str, Any] | bytes | ByteStream:
         path = _path(request)
+        if path == "/embeddings":
+            raise embeddings.refuse(parse_body(request.body))
+        if path.startswith("/files"):
+            return files.serve(request, path.removeprefix("/files").removeprefix("/"), self._state().folder)
+        if path.startswith("/batches"):
+            name = path.removeprefix("/batches").removeprefix("/")
+            return self._state().batches.serve(request, name, self._run_lines)
+        if path == _COUNTING:
+            body = parse_body(request.body)
+            model = _model_name(body)
+            return responses.count_tokens(body, self._source.find(model) or self._source.load(model), self._state())
+        if path.startswith("/responses/"):
+            return stored.serve(request, path.removeprefix("/responses/"), self._state())
+        if path in HELPERS:
+            body = parse_body(request.body)
+            model = _model_name(body)
+            return HELPERS[path](body, self._source.find(model) or self._source.load(model))
         if path == "/models":
             return models.list_models(self._source)
         return models.retrieve(self._source, path.removeprefix("/models/"))
+
+    def _run_lines(self, src: str, dst: str, endpoint: str, progress: Callable[[int, int, int], bool]) -> None:
+        """Answer the lines of a batch (see `batches.Runner`)."""
+        batch = importlib.import_module("gemmantle.batch")
+        batch.run(
+            self,
+            src,
+            dst,
+            workers=_BATCH_WORKERS,
+            url=endpoint.removeprefix("/v1"),
+            on_line=lambda s: progress(s.total, s.skipped + s.succeeded, s.failed),
+        )
+
+    def _state(self) -> State:
+        """Looked up each time: a child of fork() has none of its parent's."""
+        return state_at(self._state_path)
 
 
 def _route(request: Request) -> _Start | None:
@@ -137,13 +192,29 @@ def _route(request: Request) -> _Start | None:
         if method == "GET" and path == "/chat/completions":
             raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
         raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    if path in HELPERS:
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
     if path.startswith("/chat/completions/"):
         raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
     if path == "/models" or (path.startswith("/models/") and len(path) > len("/models/")):
         if method == "GET":
             return None
         raise RequestError(f"{path[:200]} answers GET, not {method}", code="method_not_allowed")
-    known = ", ".join([*sorted(_GENERATING), "/models"])
+    if path == _COUNTING:
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    if path.startswith("/responses/") and path != "/responses/compact":
+        return None
+    if path in ("/files", "/batches") or path.startswith(("/files/", "/batches/")):
+        return None
+    if path == "/embeddings":
+        if method == "POST":
+            return None
+        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
+    known = ", ".join([*sorted(_GENERATING), "/batches", "/files", "/models", *sorted(HELPERS)])
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
 
 
@@ -179,6 +250,15 @@ def _common_headers(started: float, model: str | None = None) -> list[tuple[str,
     if model is not None:
         headers.append(("x-gemmantle-model", model.encode("ascii", "backslashreplace").decode("ascii")))
     return headers
+
+
+def _found(started: float, found: dict[str, Any] | bytes | ByteStream, model: str | None = None) -> Reply:
+    if isinstance(found, dict):
+        return _done(started, found, model)
+    if isinstance(found, bytes):
+        return Reply(200, [("content-type", "application/octet-stream"), *_common_headers(started)], found)
+    headers = [("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache")]
+    return Reply(200, headers + _common_headers(started, model), found)
 
 
 def _done(started: float, value: dict[str, Any], model: str | None = None) -> Reply:

@@ -1,8 +1,8 @@
 """POST /chat/completions: from a validated request to a plain reply or to chunks in the order of spec api 5.3.
 
-Each choice runs through the same steps whether it is streamed or not: the parser turns channel pieces into reasoning,
-text and calls, tokens become log-probability entries. `ChatAnswer` then either keeps them for one body or writes
-chunks as they come.
+`Reading` takes each choice through the same steps whether it is streamed or not: the parser turns channel pieces into
+reasoning, text and calls, tokens become log-probability entries. `ChatAnswer` then either keeps them for one body or
+writes chunks as they come; the answers of /responses are written from the same reading.
 """
 
 from __future__ import annotations
@@ -14,21 +14,30 @@ from typing import Any
 
 from gemmantle.api.common import Clock, admit, completion_usage, details, new_id, sampled_text, token_entry
 from gemmantle.api.constraints import build_grammar, set_budget
-from gemmantle.api.protocol import Delta, Profile, ServingEngine
+from gemmantle.api.protocol import Delta, Profile, Prompt, ServingEngine
 from gemmantle.api.schemas import ChatRequest, choice_sampling, read_chat
-from gemmantle.api.stream import Work, encode_json, event
+from gemmantle.api.stream import Answer, Work, encode_json, event
 from gemmantle.chat.parser import Call, CallPart, Content, OutputParser, Reasoning
 from gemmantle.errors import RequestError
 from gemmantle.structured import Grammar, Guide
 
-__all__ = ["ChatAnswer", "prepare", "start"]
+__all__ = ["ChatAnswer", "Choice", "Reading", "prepare", "rendered", "start", "submit"]
 
 
 def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, ChatAnswer]:
     """Validate, render, submit: everything that can be refused is refused here (spec api T-21)."""
-    profile = engine.profile
     clock = Clock()
-    request = read_chat(body, profile)
+    request = read_chat(body, engine.profile)
+    prompt = rendered(request, engine)
+    ids = prompt.ids()
+    grammar, guide = prepare(request, engine, prompt, ids)
+    work, effective = submit(request, engine, ids, guide)
+    return work, ChatAnswer(request, engine, ids, effective, clock, grammar)
+
+
+def rendered(request: ChatRequest, engine: ServingEngine) -> Prompt:
+    """The prompt of a conversation, where the model has words and a chat format."""
+    profile = engine.profile
     if not profile.has_tokenizer:
         raise RequestError(profile.missing_tokenizer, code="unsupported_value", param="messages")
     if not profile.is_chat:
@@ -37,28 +46,32 @@ def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, ChatAnswer
             code="model_not_chat",
             param="model",
         )
-    ids, grammar, guide = prepare(request, engine)
-    # Greedy choices are equal: one is generated and repeated.
-    distinct = 1 if request.sampling.temperature == 0 else request.n
-    samplings = [choice_sampling(request.sampling, choice) for choice in range(distinct)]
-    work, effective = admit(engine, [(ids, samplings)], "messages", guide)
-    return work, ChatAnswer(request, engine, ids, effective, clock, grammar)
+    keep = {"preserve_thinking": True} if request.preserve_thinking else {}
+    prompt = engine.render_chat(request.messages, request.tools, request.thinking.on, **keep)
+    request.sampling.start_in_thought = prompt.starts_in_thought
+    return prompt
 
 
 def prepare(
-    request: ChatRequest, engine: ServingEngine
-) -> tuple[list[int], Grammar | None, Callable[[], Guide] | None]:
-    """The ids of the prompt, and where the reply is constrained its grammar and what leads each choice."""
+    request: ChatRequest, engine: ServingEngine, prompt: Prompt, ids: list[int]
+) -> tuple[Grammar | None, Callable[[], Guide] | None]:
+    """The budget of its thoughts; and where the reply is constrained its grammar and what leads each choice."""
     profile, sampling = engine.profile, request.sampling
-    prompt = engine.render_chat(request.messages, request.tools, request.thinking.on)
-    sampling.start_in_thought = prompt.starts_in_thought
-    ids = prompt.ids()
     set_budget(sampling, request.thinking, profile, len(ids))
     grammar = build_grammar(engine, sampling, request.form, request.tools, request.tool_choice)
     if grammar is None:
-        return ids, None, None
+        return None, None
     opening = profile.thought_open if request.thinking.on and not prompt.starts_in_thought else ()
-    return ids, grammar, lambda: grammar.guide(opening, starts_in_thought=prompt.starts_in_thought)
+    return grammar, lambda: grammar.guide(opening, starts_in_thought=prompt.starts_in_thought)
+
+
+def submit(
+    request: ChatRequest, engine: ServingEngine, ids: list[int], guide: Callable[[], Guide] | None = None
+) -> tuple[Work, int]:
+    """The choices on their way, and the effective token limit. Greedy choices are equal: one runs and is repeated."""
+    distinct = 1 if request.sampling.temperature == 0 else request.n
+    samplings = [choice_sampling(request.sampling, choice) for choice in range(distinct)]
+    return admit(engine, [(ids, samplings)], "messages", guide)
 
 
 @dataclass
@@ -101,8 +114,9 @@ class Choice:
         self.held: list[str] = []  # chunks that wait until the choices before this one have appeared
 
 
-class ChatAnswer:
-    """One chat request on its way (see `stream.Answer`)."""
+class Reading(Answer):
+    """Deltas of chat choices as reasoning, text, calls and log-probability entries. What becomes of them, `_write`
+    and `_write_end` of the route decide."""
 
     def __init__(
         self,
@@ -120,9 +134,126 @@ class ChatAnswer:
         self._effective = effective
         self._clock = clock
         self._choices = [Choice(index, request.tools, grammar is not None) for index in range(request.n)]
+        self._alternatives = request.sampling.logprobs
+
+    def feed(self, choice: int, delta: Delta) -> None:
+        self._clock.tick()
+        repeated = self._request.sampling.temperature == 0
+        for target in self._choices if repeated else (self._choices[choice],):
+            self._advance(target, delta)
+
+    def _advance(self, choice: Choice, delta: Delta) -> None:
+        if self._alternatives >= 0:
+            self._note_logprobs(choice, delta)
+        if self._request.return_token_ids:
+            choice.ids.extend(token.id for token in delta.tokens)
+        choice.thought_cut |= delta.thought_cut
+        events: list[Any] = []
+        for channel, text in delta.pieces:
+            events.extend(choice.parser.feed(channel, text))
+        if delta.finish_reason is not None:
+            events.extend(choice.parser.finish(delta.finish_reason))
+            choice.stop_reason = delta.stop_reason
+            choice.usage = delta.usage or choice.usage
+        position = 0
+        while position < len(events):
+            position = self._merge(choice, events, position)
+        if delta.finish_reason is not None:
+            length = delta.finish_reason == "length"
+            if choice.call_is_open:  # cut by the limit: no call came of it
+                choice.calls.pop()
+            choice.finish_reason = "tool_calls" if choice.calls else "length" if length else "stop"
+            self._write_end(choice)
+
+    def _merge(self, choice: Choice, events: list[Any], position: int) -> int:
+        """Write one event, neighbours of its kind joined; gives the position after them."""
+        first = events[position]
+        position += 1
+        if isinstance(first, Call):
+            call = {
+                "id": new_id("call_"),
+                "type": "function",
+                "function": {"name": first.name, "arguments": encode_json(first.arguments)},
+            }
+            choice.calls.append(call)
+            self._write(choice, "call", call)
+            return position
+        if isinstance(first, CallPart) and (first.name or first.is_end):
+            choice.call_is_open = not first.is_end
+            if first.name:
+                call = {
+                    "id": new_id("call_"),
+                    "type": "function",
+                    "function": {"name": first.name, "arguments": ""},
+                }
+                choice.calls.append(call)
+                self._write(choice, "open", call)
+            return position
+        text = first.text
+        while position < len(events) and type(events[position]) is type(first) and events[position].text:
+            text += events[position].text
+            position += 1
+        if isinstance(first, CallPart):
+            choice.calls[-1]["function"]["arguments"] += text
+            self._write(choice, "arguments", text)
+        elif isinstance(first, Content):
+            self._write(choice, "content", text)
+        elif isinstance(first, Reasoning) and self._request.include_reasoning:
+            self._write(choice, "reasoning", text)
+        return position
+
+    def _note_logprobs(self, choice: Choice, delta: Delta) -> None:
+        for token in sampled_text(delta, self._request.sampling.include_stop):
+            if not token.text:
+                continue  # a control token: it moved the channel and gave no text
+            entry = token_entry(self._engine, token, self._alternatives)
+            if token.channel == "content":
+                choice.logprobs.content.append(entry)
+            elif token.channel == "thought":
+                if self._request.include_reasoning:
+                    choice.logprobs.reasoning.append(entry)
+            else:
+                choice.logprobs.tool_calls.append(entry)
+
+    def _usage(self) -> dict[str, Any]:
+        usages = [choice.usage for choice in self._choices]
+        return completion_usage(
+            max(usage[0] for usage in usages),
+            sum(usage[1] for usage in usages),
+            sum(usage[2] for usage in usages),
+            usages[0][3],
+        )
+
+    def _details(self) -> dict[str, Any]:
+        usage = self._usage()
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        timings = self._clock.timings(usage["prompt_tokens"], usage["completion_tokens"], cached)
+        return details(self._request, self._engine.profile, self._effective, timings)
+
+    def _write(self, choice: Choice, kind: str, value: Any) -> None:
+        """Text of one kind ("content", "reasoning"), or a call: whole ("call"), or under a grammar its beginning
+        ("open") and pieces of its arguments ("arguments")."""
+        raise NotImplementedError
+
+    def _write_end(self, choice: Choice) -> None:
+        raise NotImplementedError
+
+
+class ChatAnswer(Reading):
+    """One chat request on its way (see `stream.Answer`)."""
+
+    def __init__(
+        self,
+        request: ChatRequest,
+        engine: ServingEngine,
+        prompt_ids: list[int],
+        effective: int,
+        clock: Clock,
+        grammar: Grammar | None = None,
+    ) -> None:
+        super().__init__(request, engine, prompt_ids, effective, clock, grammar)
         self._appeared = 0
         self._out: list[str] = []
-        self._alternatives = request.sampling.logprobs
         profile: Profile = engine.profile
         self._head: dict[str, Any] = {
             "id": new_id("chatcmpl-"),
@@ -137,12 +268,6 @@ class ChatAnswer:
             self._head["schema_warnings"] = grammar.warnings
         self._head_text = encode_json(self._head)[:-1] + ',"choices":'
         self._tail_text = ',"usage":null}' if request.include_usage else "}"
-
-    def feed(self, choice: int, delta: Delta) -> None:
-        self._clock.tick()
-        repeated = self._request.sampling.temperature == 0
-        for target in self._choices if repeated else (self._choices[choice],):
-            self._advance(target, delta)
 
     def take(self) -> bytes:
         if not self._out:
@@ -171,83 +296,13 @@ class ChatAnswer:
             value.update(self._details())
         return value
 
-    def _advance(self, choice: Choice, delta: Delta) -> None:
-        if self._alternatives >= 0:
-            self._note_logprobs(choice, delta)
-        if self._request.return_token_ids:
-            choice.ids.extend(token.id for token in delta.tokens)
-        choice.thought_cut |= delta.thought_cut
-        events: list[Any] = []
-        for channel, text in delta.pieces:
-            events.extend(choice.parser.feed(channel, text))
-        if delta.finish_reason is not None:
-            events.extend(choice.parser.finish(delta.finish_reason))
-            choice.stop_reason = delta.stop_reason
-            choice.usage = delta.usage or choice.usage
-        write = self._write if self.stream else _keep
-        position = 0
-        while position < len(events):
-            position = self._merge(choice, events, position, write)
-        if delta.finish_reason is not None:
-            length = delta.finish_reason == "length"
-            if choice.call_is_open:  # cut by the limit: no call came of it
-                choice.calls.pop()
-            choice.finish_reason = "tool_calls" if choice.calls else "length" if length else "stop"
-            if self.stream:
-                self._write_end(choice)
-
-    def _merge(self, choice: Choice, events: list[Any], position: int, write: Any) -> int:
-        """Write one event, neighbours of its kind joined; gives the position after them."""
-        first = events[position]
-        position += 1
-        if isinstance(first, Call):
-            call = {
-                "id": new_id("call_"),
-                "type": "function",
-                "function": {"name": first.name, "arguments": encode_json(first.arguments)},
-            }
-            choice.calls.append(call)
-            write(choice, "call", call)
-            return position
-        if isinstance(first, CallPart) and (first.name or first.is_end):
-            choice.call_is_open = not first.is_end
-            if first.name:
-                call = {
-                    "id": new_id("call_"),
-                    "type": "function",
-                    "function": {"name": first.name, "arguments": ""},
-                }
-                choice.calls.append(call)
-                write(choice, "open", call)
-            return position
-        text = first.text
-        while position < len(events) and type(events[position]) is type(first) and events[position].text:
-            text += events[position].text
-            position += 1
-        if isinstance(first, CallPart):
-            choice.calls[-1]["function"]["arguments"] += text
-            write(choice, "arguments", text)
-        elif isinstance(first, Content):
-            write(choice, "content", text)
-        elif isinstance(first, Reasoning) and self._request.include_reasoning:
-            write(choice, "reasoning", text)
-        return position
-
-    def _note_logprobs(self, choice: Choice, delta: Delta) -> None:
-        for token in sampled_text(delta, self._request.sampling.include_stop):
-            if not token.text:
-                continue  # a control token: it moved the channel and gave no text
-            entry = token_entry(self._engine, token, self._alternatives)
-            if token.channel == "content":
-                choice.logprobs.content.append(entry)
-            elif token.channel == "thought":
-                if self._request.include_reasoning:
-                    choice.logprobs.reasoning.append(entry)
-            else:
-                choice.logprobs.tool_calls.append(entry)
-
     def _write(self, choice: Choice, kind: str, value: Any) -> None:
-        if kind == "call":
+        if not self.stream:
+            if kind == "content":
+                choice.content.append(value)
+            elif kind == "reasoning":
+                choice.reasoning.append(value)
+        elif kind == "call":
             self._write(choice, "open", value)
             self._write(choice, "arguments", value["function"]["arguments"])
         elif kind == "open":
@@ -261,6 +316,8 @@ class ChatAnswer:
             self._chunk(choice, {kind: value})
 
     def _write_end(self, choice: Choice) -> None:
+        if not self.stream:
+            return
         if not choice.has_content and not choice.calls:
             self._chunk(choice, {"content": ""})
         self._chunk(choice, {}, choice.finish_reason)
@@ -330,21 +387,6 @@ class ChatAnswer:
             value["reasoning_truncated"] = choice.thought_cut
         return value
 
-    def _usage(self) -> dict[str, Any]:
-        usages = [choice.usage for choice in self._choices]
-        return completion_usage(
-            max(usage[0] for usage in usages),
-            sum(usage[1] for usage in usages),
-            sum(usage[2] for usage in usages),
-            usages[0][3],
-        )
-
-    def _details(self) -> dict[str, Any]:
-        usage = self._usage()
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
-        timings = self._clock.timings(usage["prompt_tokens"], usage["completion_tokens"], cached)
-        return details(self._request, self._engine.profile, self._effective, timings)
-
     def _closing_members(self) -> dict[str, Any]:
         members: dict[str, Any] = {}
         if self._request.include_usage:
@@ -352,10 +394,3 @@ class ChatAnswer:
         if self._request.return_details:
             members.update(self._details())
         return members
-
-
-def _keep(choice: Choice, kind: str, value: Any) -> None:
-    if kind == "content":
-        choice.content.append(value)
-    elif kind == "reasoning":
-        choice.reasoning.append(value)

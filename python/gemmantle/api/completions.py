@@ -22,7 +22,7 @@ from gemmantle.api.common import (
 from gemmantle.api.constraints import build_grammar
 from gemmantle.api.protocol import Delta, Generation, ServingEngine, Token
 from gemmantle.api.schemas import CompletionRequest, choice_sampling, read_completion
-from gemmantle.api.stream import Work, encode_json, event
+from gemmantle.api.stream import Answer, Work, encode_json, event
 from gemmantle.errors import RequestError
 
 __all__ = ["CompletionAnswer", "start"]
@@ -75,7 +75,7 @@ class Choice:
         self.echoed = False
 
 
-class CompletionAnswer:
+class CompletionAnswer(Answer):
     """One completion request on its way (see `stream.Answer`)."""
 
     def __init__(

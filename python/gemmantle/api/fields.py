@@ -99,6 +99,7 @@ _REMEDY = {
     "verbosity": "say in the messages how long the answer should be",
     "modalities": "answers are text",
     "audio": "answers are text",
+    "fallback": "give the client fallback=gemmantle.remote(...) first",
     "use_beam_search": "use n with temperature > 0",
     "length_penalty": "it belongs to beam search",
     "logits_processors": "use logit_bias",

@@ -6,8 +6,9 @@ from typing import Any
 
 from gemmantle.api.protocol import ModelSource, Profile
 from gemmantle.errors import RequestError
+from gemmantle.names import aliases_of
 
-__all__ = ["card", "list_models", "retrieve"]
+__all__ = ["absent_card", "card", "list_models", "retrieve"]
 
 
 def card(profile: Profile) -> dict[str, Any]:
@@ -26,6 +27,12 @@ def card(profile: Profile) -> dict[str, Any]:
     }
 
 
+def absent_card(name: str) -> dict[str, Any]:
+    """The wire form of a model that is on disk and not loaded."""
+    aliases = list(aliases_of(name))
+    return {"id": name, "object": "model", "created": 0, "owned_by": "local", "aliases": aliases, "loaded": False}
+
+
 def list_models(models: ModelSource) -> dict[str, Any]:
     return {"object": "list", "data": models.cards()}
 
@@ -33,10 +40,9 @@ def list_models(models: ModelSource) -> dict[str, Any]:
 def retrieve(models: ModelSource, name: str) -> dict[str, Any]:
     """One card, by canonical name or alias."""
     found = models.find(name)
-    if found is not None:
-        return card(found.profile)
+    wanted = name if found is None else found.profile.name
     for known in models.cards():
-        if name == known["id"] or name in known["aliases"]:
+        if wanted == known["id"] or wanted in known["aliases"]:
             return known
     names = ", ".join(known["id"] for known in models.cards()) or "none"
     raise RequestError(f"model '{name[:200]}' is not here; known: {names}", code="model_not_found", param="model")

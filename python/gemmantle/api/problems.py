@@ -16,6 +16,8 @@ _log = logging.getLogger("gemmantle")
 # Codes that are not 400 and "invalid_request_error"; the statuses of a caller's own mistakes stand with RequestError.
 _STATUS = {
     **errors.REQUEST_STATUS,
+    "invalid_api_key": 401,
+    "permission_denied": 403,
     "internal_error": 500,
     "corrupt_file": 500,
     "model_loading": 503,
@@ -24,8 +26,11 @@ _STATUS = {
     "device_error": 503,
 }
 _TYPE = {
+    "invalid_api_key": "authentication_error",
+    "permission_denied": "authentication_error",
     "request_timeout": "timeout_error",
     "response_not_cancellable": "conflict",
+    "batch_not_cancellable": "conflict",
     "engine_busy": "rate_limit_error",
 }
 _RETRY_AFTER_MS = {"engine_busy": 500, "model_loading": 1000, "engine_draining": 1000, "insufficient_memory": 1000}

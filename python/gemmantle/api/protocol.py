@@ -19,6 +19,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "Request",
+    "RequestHandler",
     "Sampling",
     "ServingEngine",
     "Token",
@@ -77,6 +78,8 @@ class Prompt(Protocol):
 class Sampling:
     """Sampling fields of one generation; names and meanings are those of the native SamplingParams."""
 
+    priority: int = 0  # the higher is admitted first
+    prompt_logprobs_start: int = 0  # the first prompt token that has one
     max_tokens: int = -1  # -1: up to the context, 0: prompt work only
     temperature: float = 1.0
     top_p: float = 1.0
@@ -143,7 +146,12 @@ class ServingEngine(Protocol):
     def submit(self, ids: Sequence[int], sampling: Sampling) -> Generation: ...
 
     def render_chat(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, thinking: bool
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        thinking: bool,
+        *,
+        preserve_thinking: bool = False,
     ) -> Prompt: ...
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...
@@ -173,6 +181,7 @@ class Request:
     headers: Mapping[str, str]  # looked up by lower-case names
     body: bytes = b""
     timeout: float | None = None
+    query: str = ""  # as it stands in the address, without the question mark
 
 
 class ByteStream(Protocol):
@@ -184,6 +193,8 @@ class ByteStream(Protocol):
 
     def close(self) -> None: ...
 
+    async def aclose(self) -> None: ...
+
 
 @dataclass
 class Reply:
@@ -192,3 +203,11 @@ class Reply:
     status: int
     headers: list[tuple[str, str]]
     body: bytes | ByteStream
+
+
+class RequestHandler(Protocol):
+    """What stands behind a door: the local handler, the remote arm, or both with the rules between them."""
+
+    def handle(self, request: Request) -> Reply: ...
+
+    async def ahandle(self, request: Request) -> Reply: ...

@@ -14,7 +14,15 @@ from gemmantle.api.protocol import Profile, Sampling
 from gemmantle.errors import RequestError
 from gemmantle.structured import Format
 
-__all__ = ["ChatRequest", "CompletionRequest", "choice_sampling", "parse_body", "read_chat", "read_completion"]
+__all__ = [
+    "CHAT_FIELDS",
+    "ChatRequest",
+    "CompletionRequest",
+    "choice_sampling",
+    "parse_body",
+    "read_chat",
+    "read_completion",
+]
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -32,6 +40,7 @@ _CHAT_FIELDS = _SAMPLING_FIELDS | {
 _COMPLETION_FIELDS = _SAMPLING_FIELDS | {
     "prompt", "echo", "best_of", "add_special_tokens", "response_format", "structured_outputs",
 }  # fmt: skip
+CHAT_FIELDS = frozenset(_CHAT_FIELDS)
 
 
 @dataclass
@@ -57,6 +66,7 @@ class ChatRequest(CommonRequest):
     tools: list[dict[str, Any]] | None = None
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     thinking: Thinking = field(default_factory=lambda: Thinking(False))
+    preserve_thinking: bool = False
     include_reasoning: bool = True
 
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gemmantle.api.problems import Expired, problem_of
-from gemmantle.api.protocol import Delta, Generation
+from gemmantle.api.problems import Expired, Problem, problem_of
+from gemmantle.api.protocol import ByteStream, Delta, Generation
 from gemmantle.errors import RequestError
 
 __all__ = ["Answer", "EventStream", "Pace", "Work", "encode_json", "event", "sleep"]
@@ -34,15 +34,21 @@ def encode_json(value: Any) -> str:
     return _encoder(value)
 
 
-def event(data: str) -> bytes:
-    """One `data:` event. Half surrogates from a caller's own text become JSON escapes again."""
-    return f"data: {data}\n\n".encode("utf-8", "backslashreplace")
+def event(data: str, kind: str | None = None) -> bytes:
+    """One `data:` event, with its type on a line of its own where `kind` is given. Half surrogates from a caller's own
+    text become JSON escapes again."""
+    head = "" if kind is None else f"event: {kind}\n"
+    return f"{head}data: {data}\n\n".encode("utf-8", "backslashreplace")
 
 
 class Answer(Protocol):
     """One request on its way: takes deltas, gives events (streamed) or a body (plain)."""
 
     stream: bool
+
+    def opening(self) -> bytes:
+        """Events that leave before anything is generated."""
+        return b""
 
     def feed(self, choice: int, delta: Delta) -> None: ...
 
@@ -53,6 +59,14 @@ class Answer(Protocol):
         """What follows after the last choice, the end marker included."""
 
     def body(self) -> dict[str, Any]: ...
+
+    def failed(self, problem: Problem) -> bytes:
+        """After the first byte a failure is one error event and no end marker (spec api C-3)."""
+        return event(encode_json({"error": problem.error()}))
+
+    def detached(self, work: Work, timeout: float | None) -> dict[str, Any] | ByteStream | None:
+        """The reply of a request that goes on by itself; None for one that its reader drives."""
+        return None
 
 
 @dataclass
@@ -137,21 +151,25 @@ class Work:
                 if ready or not self._open:
                     return ready
                 self._check(deadline)
-                await _readable(self.filenos(), deadline)
+                await _readable(self.descriptors(), deadline)
         except BaseException:
             self.cancel()
             raise
 
-    def poll(self) -> list[tuple[int, Delta]]:
-        """What is there now."""
+    def ready(self) -> list[tuple[int, Delta]]:
+        """What is there now, without waiting."""
         try:
-            return self._drain()
+            found = self._drain()
+            if not found and self._open:
+                self._check(None)
         except BaseException:
             self.cancel()
             raise
+        return found
 
-    def filenos(self) -> list[int]:
-        return [generation.fileno() for generation in self._open.values()]
+    def descriptors(self) -> list[int]:
+        """Readable while `ready` has something to give."""
+        return [generation.fileno() for generation in list(self._open.values())]
 
     async def _adrain(self) -> list[tuple[int, Delta]]:
         """Masks that take long are computed in a thread."""
@@ -244,6 +262,7 @@ class EventStream:
         self._last = 0.0
         self._paced = False
         self._done = False
+        self._opened = False
 
     def __iter__(self) -> EventStream:
         return self
@@ -252,6 +271,9 @@ class EventStream:
         return self
 
     def __next__(self) -> bytes:
+        opening = self._open()
+        if opening:
+            return opening
         deadline = self._deadline()
         try:
             while not self._done:
@@ -274,6 +296,9 @@ class EventStream:
         raise StopIteration
 
     async def __anext__(self) -> bytes:
+        opening = self._open()
+        if opening:
+            return opening
         deadline = self._deadline()
         try:
             while not self._done:
@@ -309,6 +334,12 @@ class EventStream:
     def __del__(self) -> None:
         self.close()
 
+    def _open(self) -> bytes:
+        if self._opened or self._done:
+            return b""
+        self._opened = True
+        return self._answer.opening()
+
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout
 
@@ -334,10 +365,9 @@ class EventStream:
         return chunk
 
     def _fail(self, exc: Exception) -> bytes:
-        """After the first byte a failure is one error event and no end marker (spec api C-3)."""
         ours = self._done
         self.close()
-        return b"" if ours else event(json.dumps({"error": problem_of(exc).error()}, separators=(",", ":")))
+        return b"" if ours else self._answer.failed(problem_of(exc))
 
 
 def _slice(deadline: float | None) -> float:

@@ -4,6 +4,7 @@
 // a wrong slot, table or range changes the output or counts as a violation. Hooks let a test fail or hold up a step.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -55,7 +56,9 @@ class FakeRunner final : public StepRunner {
     for (int64_t w = 0; w < wanted; ++w) {
       const int64_t r = at(batch.logit_rows, w);
       const std::vector<int32_t> seen = look(batch, kFull, r);
-      look(batch, kSliding, r);
+      const std::vector<int32_t> near = look(batch, kSliding, r);
+      // The window has to show the same past.
+      if (!std::equal(near.rbegin(), near.rend(), seen.rbegin())) ++model_->violations;
       float* row = logits_.data() + w * model_->vocabulary;
       for (int64_t i = 0; i < model_->vocabulary; ++i)
         row[i] = 0.01f * static_cast<float>((i * 7 + at(batch.positions, r)) % 13);

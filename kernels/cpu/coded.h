@@ -1,0 +1,452 @@
+// coded.h: rows of packed weights times rows of 8-bit codes, in integers: the products of mode "fast".
+//
+// A row of x is cut into groups of 32 values, each with the scale max|x| / 127 and signed codes. A strip is one group
+// for every lane: lane g of word p holds codes 4p .. 4p+3 of group g, so that eight dot products give the sums of all
+// groups of a strip, exactly, in the lane where the scales of that group are. Each lane then adds its groups in f32 in
+// the order of strips, and the lanes are added at the end: the order depends on the row length only, so a row comes out
+// with the same bits alone and in a batch.
+//
+// Weights are unsigned codes minus an offset that all codes of a format share; the offset times the sum of the codes of
+// x is where the integer sums begin. Few rows: a strip of weights is read, turned into lanes in registers and used.
+// Many rows: a tile of weight rows is turned into lanes once, stays in the second-level cache and meets all rows of x.
+#pragma once
+
+#include "kernels/cpu/ints.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/linear.h"
+
+namespace gemmantle::cpu {
+namespace {
+
+#if GEMMANTLE_INTS
+
+constexpr int64_t kGroup = 32;
+constexpr int64_t kStrip = kGroup * kLanes;  // columns
+constexpr int64_t kVecBytes = 4 * kLanes;
+constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | sums | sums of each first half
+constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales, see Side
+constexpr int64_t kTurnedBytes = 384 << 10;       // tile of weights: well inside a 1 MiB second-level cache
+constexpr int64_t kStripsAtOnce = 6;              // strips of kCodedX + kCodedW rows that the first-level cache holds
+constexpr int kCodedW = 2;                        // the tile: kCodedW x kCodedX sums, integer and f32
+constexpr int kCodedX = 4;
+constexpr int kFewRows = 4;
+
+constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
+
+template <class F>
+constexpr bool kHasCodes = F::group >= kGroup;
+
+// Eight-bit codes stay signed where unsigned ones would be too large for dot4.
+template <class F>
+constexpr bool kEightBits = F::id == formats::FormatId::q8_0 || F::id == formats::FormatId::iq4_nl;
+template <class F>
+constexpr bool kSignedCodes = kEightBits<F> && !kByteDots;
+
+// Codes are too large by 2 to this; -1: by nothing.
+template <class F>
+constexpr int kOffsetBits = F::id == formats::FormatId::q4_0   ? 3
+                            : F::id == formats::FormatId::q5_0 ? 4
+                            : F::id == formats::FormatId::q6_k ? 5
+                            : kEightBits<F> && kByteDots       ? 7
+                                                               : -1;
+
+// What the two scales of a weight strip are: one scale; scales of the two halves of each group; scale and minimum.
+enum class Side { one, halves, minimum };
+template <class F>
+constexpr Side kSide = F::id == formats::FormatId::q6_k       ? Side::halves
+                       : kOffsetBits<F> < 0 && !kEightBits<F> ? Side::minimum
+                                                              : Side::one;
+
+struct WeightStrip {
+  Ints codes[8];
+  Vec side[2];
+};
+
+// In: piece b of in[a] holds sixteen bytes of group 4b + a. Out: word p of every group.
+GEMMANTLE_VEC void turn(const Ints (&in)[4], Ints* out) noexcept {
+  const Ints a = low_pairs(in[0], in[1]), b = high_pairs(in[0], in[1]);
+  const Ints c = low_pairs(in[2], in[3]), d = high_pairs(in[2], in[3]);
+  out[0] = low_quads(a, c);
+  out[1] = high_quads(a, c);
+  out[2] = low_quads(b, d);
+  out[3] = high_quads(b, d);
+}
+
+GEMMANTLE_VEC Ints low_nibbles(Ints v) noexcept { return both(v, fill_bytes(15)); }
+GEMMANTLE_VEC Ints high_nibbles(Ints v) noexcept { return both(shift_right(v, 4), fill_bytes(15)); }
+
+// The eight 6-bit scales and minima of a block of Q4_K or Q5_K, a byte each.
+GEMMANTLE_VEC void k_scales(const uint8_t* packed, uint64_t* scales, uint64_t* minima) noexcept {
+  const uint32_t a = load_u32(packed), b = load_u32(packed + 4), c = load_u32(packed + 8);
+  const uint32_t scale_high = (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
+  const uint32_t min_high = (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u);
+  *scales = (a & 0x3f3f3f3fu) | static_cast<uint64_t>(scale_high) << 32;
+  *minima = (b & 0x3f3f3f3fu) | static_cast<uint64_t>(min_high) << 32;
+}
+
+// One strip of weights, all of whose bytes may be read.
+template <class F>
+GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcept {
+  using formats::FormatId;
+  Ints low[4], high[4];  // values 0..15 and 16..31 of groups
+  if constexpr (F::group == kGroup) {
+    constexpr int kCodes = F::id == FormatId::q5_0 ? 6 : F::id == FormatId::q5_1 ? 8 : F::id == FormatId::q4_1 ? 4 : 2;
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) {
+      const auto block = [&](int b) __attribute__((always_inline)) { return blocks + (4 * b + a) * F::block_bytes; };
+      const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes; });
+      if constexpr (F::id == FormatId::q8_0) {
+        const Ints offset = fill_bytes(kSignedCodes<F> ? 0 : 128);
+        low[a] = differ(codes, offset);
+        high[a] =
+            differ(load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes + 16; }), offset);
+      } else {
+        low[a] = low_nibbles(codes);
+        high[a] = high_nibbles(codes);
+      }
+      if constexpr (F::id == FormatId::q5_0 || F::id == FormatId::q5_1) {
+        const auto fifths = [&](int half) __attribute__((always_inline)) {
+          return both(bytes_of_sixteens([&](int b) __attribute__((always_inline)) {
+                        return load_u16(block(b) + kCodes - 4 + 2 * half);
+                      }),
+                      fill_bytes(16));
+        };
+        low[a] = either(low[a], fifths(0));
+        high[a] = either(high[a], fifths(1));
+      }
+      if constexpr (F::id == FormatId::iq4_nl) {
+        constexpr Bytes kLevels = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
+        const Bytes levels = kSignedCodes<F> ? kLevels ^ 128 : kLevels;
+        low[a] = look_up_each(levels, low[a]);
+        high[a] = look_up_each(levels, high[a]);
+      }
+    }
+    strip->side[0] = load_halves<F::block_bytes>(blocks);
+    if constexpr (kSide<F> == Side::minimum) strip->side[1] = load_halves<F::block_bytes>(blocks + 2);
+  } else {
+    const uint8_t* const second = blocks + (kLanes == 16 ? F::block_bytes : 0);
+    const auto block = [&](int b) __attribute__((always_inline)) { return b < 2 ? blocks : second; };
+    if constexpr (F::id == FormatId::q6_k) {
+      Ints upper[2];
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        upper[h] =
+            load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + 128 + 32 * (b % 2) + 16 * h; });
+      }
+#pragma GCC unroll 2
+      for (int pair = 0; pair < 2; ++pair) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) {
+            return block(b) + 64 * (b % 2) + 32 * pair + 16 * h;
+          });
+          const Ints three = fill_bytes(3);
+          (h == 0 ? low : high)[pair] =
+              either(low_nibbles(codes), shift_left(both(shift_right(upper[h], 2 * pair), three), 4));
+          (h == 0 ? low : high)[pair + 2] =
+              either(high_nibbles(codes), shift_left(both(shift_right(upper[h], 2 * pair + 4), three), 4));
+        }
+      }
+      const Vec d = by_block(f16_at(blocks + 208), f16_at(second + 208));
+      Vec first_scale, second_scale;
+      load_byte_pairs(blocks + 192, second + 192, &first_scale, &second_scale);
+      strip->side[0] = d * first_scale;
+      strip->side[1] = d * second_scale;
+    } else {
+      constexpr int kCodes = F::block_bytes - 128;
+#pragma GCC unroll 2
+      for (int pair = 0; pair < 2; ++pair) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) {
+            return block(b) + kCodes + 64 * (b % 2) + 32 * pair + 16 * h;
+          });
+          (h == 0 ? low : high)[2 * pair] = low_nibbles(codes);
+          (h == 0 ? low : high)[2 * pair + 1] = high_nibbles(codes);
+        }
+      }
+      if constexpr (F::id == FormatId::q5_k) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; ++h) {
+          const Ints fifths =
+              load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + 16 + 16 * h; });
+#pragma GCC unroll 4
+          for (int a = 0; a < 4; ++a) {
+            const Ints bit = shift_left(both(shift_right_by_piece(fifths, a), fill_bytes(1)), 4);
+            (h == 0 ? low : high)[a] = either((h == 0 ? low : high)[a], bit);
+          }
+        }
+      }
+      uint64_t scales[2], minima[2];
+      k_scales(blocks + 4, &scales[0], &minima[0]);
+      k_scales(second + 4, &scales[1], &minima[1]);
+      strip->side[0] = by_block(f16_at(blocks), f16_at(second)) * bytes_to_float(scales[0], scales[1]);
+      strip->side[1] = by_block(-f16_at(blocks + 2), -f16_at(second + 2)) * bytes_to_float(minima[0], minima[1]);
+    }
+  }
+  turn(low, strip->codes);
+  turn(high, strip->codes + 4);
+}
+
+template <class F>
+constexpr int64_t kStripBytes = kStrip / F::group * F::block_bytes;
+
+// Calls use(strip number, strip) for a row of weights; bytes before `end` may be read. Past the row the codes of x are
+// zero, and so are the scales of both, whatever lies there.
+template <class F, class Use>
+GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* end, Use use) noexcept {
+  WeightStrip strip;
+  int64_t s = 0;
+  for (; (s + 1) * kStrip <= cols; ++s) {
+    read_strip<F>(row + s * kStripBytes<F>, &strip);
+    use(s, strip);
+  }
+  if (const int64_t rest = cols - s * kStrip; rest > 0) {
+    const uint8_t* blocks = row + s * kStripBytes<F>;
+    uint8_t copy[kStripBytes<F>];
+    if (end - blocks < kStripBytes<F>) {
+      memset(copy, 0, sizeof copy);
+      memcpy(copy, blocks, static_cast<size_t>(rest / F::group * F::block_bytes));
+      blocks = copy;
+    }
+    read_strip<F>(blocks, &strip);
+    strip.side[0] = keep_first(strip.side[0], rest / kGroup);
+    if constexpr (kSide<F> != Side::one) strip.side[1] = keep_first(strip.side[1], rest / kGroup);
+    use(s, strip);
+  }
+}
+
+// Adds the products of one strip: code(i, p) and side(i, n) give word p and scales of weight row i.
+template <class F, int W, int X, class Code, class SideOf>
+GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
+  constexpr int kParts = kSide<F> == Side::halves ? 2 : 1;
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; ++part) {
+    Ints dots[W][X];
+#pragma GCC unroll 4
+    for (int j = 0; j < X; ++j) {
+      Ints start = no_ints();
+      if constexpr (kOffsetBits<F> >= 0) {
+        Ints total = load_ints(x[j] + (kParts == 1 || part == 1 ? 9 : 10) * kVecBytes);
+        if (part == 1) total = minus(total, load_ints(x[j] + 10 * kVecBytes));
+        start = minus(start, shift_left(total, kOffsetBits<F>));
+      }
+#pragma GCC unroll 2
+      for (int i = 0; i < W; ++i) dots[i][j] = start;
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < 8 / kParts; ++q) {
+      const int p = 8 / kParts * part + q;
+      Ints xs[X];
+#pragma GCC unroll 4
+      for (int j = 0; j < X; ++j) xs[j] = load_ints(x[j] + p * kVecBytes);
+#pragma GCC unroll 2
+      for (int i = 0; i < W; ++i) {
+        const Ints w = code(i, p);
+#pragma GCC unroll 4
+        for (int j = 0; j < X; ++j) {
+          if constexpr (kSignedCodes<F>)
+            dots[i][j] = dot4_signed(dots[i][j], w, xs[j]);
+          else
+            dots[i][j] = dot4(dots[i][j], w, xs[j]);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < W; ++i) {
+      const Vec scale = side(i, part);
+#pragma GCC unroll 4
+      for (int j = 0; j < X; ++j) {
+        sums[i][j] = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sums[i][j]);
+      }
+    }
+  }
+  if constexpr (kSide<F> == Side::minimum) {
+#pragma GCC unroll 4
+    for (int j = 0; j < X; ++j) {
+      const Vec total = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
+#pragma GCC unroll 2
+      for (int i = 0; i < W; ++i) sums[i][j] = fma(side(i, 1), total, sums[i][j]);
+    }
+  }
+}
+
+static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t r) noexcept {
+  return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
+}
+
+template <class F, int X>
+void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last) noexcept {
+  const uint8_t* rows[X];
+  for (int j = 0; j < X; ++j) rows[j] = coded_row(a, x, j);
+  for (int64_t o = first; o < last; ++o) {
+    Vec sums[1][X];
+    for (int j = 0; j < X; ++j) sums[0][j] = fill(0.0f);
+    each_strip<F>(
+        a.w.data + o * a.w.row_bytes, a.w.cols,
+        a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
+          const uint8_t* at[X];
+          for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
+          add_strip<F, 1, X>(
+              sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
+              [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
+        });
+    for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[0][j]));
+  }
+}
+
+// Strips [begin, end) of W turned rows with X rows of x, on top of `sums` but for the first.
+template <class F, int W, int X>
+void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
+                float* sums) noexcept {
+  Vec held[W][X];
+  for (int i = 0; i < W; ++i) {
+    for (int j = 0; j < X; ++j) {
+      held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kCodedX + j) * kLanes);
+    }
+  }
+  for (int64_t s = begin; s < end; ++s) {
+    const uint8_t* at[X];
+    for (int j = 0; j < X; ++j) at[j] = x[j] + s * kCodedStrip;
+    add_strip<F, W, X>(
+        held,
+        [&](int i, int p) __attribute__((always_inline)) { return load_ints(w[i] + s * kTurnedStrip + p * kVecBytes); },
+        [&](int i, int n)
+            __attribute__((always_inline)) { return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes); },
+        at);
+  }
+  for (int i = 0; i < W; ++i) {
+    for (int j = 0; j < X; ++j) store(sums + (i * kCodedX + j) * kLanes, held[i][j]);
+  }
+}
+
+// X rows of x, from row r on, with a tile of `rows` turned weight rows, the first of which is row o of all.
+template <class F, int X>
+void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* turned, int64_t o, int64_t rows,
+                float* sums) noexcept {
+  const int64_t strips = strips_of(a.w.cols);
+  const uint8_t* x[X];
+  for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
+  const int64_t row_sums = kCodedX * kLanes;
+  for (int64_t s = 0; s < strips; s += kStripsAtOnce) {
+    const int64_t end = s + kStripsAtOnce < strips ? s + kStripsAtOnce : strips;
+    for (int64_t i = 0; i < rows; i += kCodedW) {
+      const uint8_t* w[kCodedW];
+      for (int n = 0; n < kCodedW; ++n) w[n] = turned + (i + n < rows ? i + n : rows - 1) * strips * kTurnedStrip;
+      coded_tile<F, kCodedW, X>(w, x, s, end, sums + i * row_sums);
+    }
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= rows; i += kLanes) {
+    for (int j = 0; j < X; ++j) {
+      float products[kLanes];
+      store(products, sum_each(sums + i * row_sums + j * kLanes, row_sums));
+      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
+    }
+  }
+  for (; i < rows; ++i) {
+    for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * row_sums + j * kLanes)));
+  }
+}
+
+constexpr int64_t kTurnedRows = 64;
+
+static inline int64_t turned_rows(int64_t strips) noexcept {
+  const int64_t rows = kTurnedBytes / (strips * kTurnedStrip) / kLanes * kLanes;
+  return rows < kLanes ? kLanes : rows > kTurnedRows ? kTurnedRows : rows;
+}
+
+template <class F>
+void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last, uint8_t* turned) noexcept {
+  const int64_t strips = strips_of(a.w.cols), tile = turned_rows(strips);
+  auto* sums = reinterpret_cast<float*>(turned + tile * strips * kTurnedStrip);
+  for (int64_t o = first; o < last; o += tile) {
+    const int64_t rows = last - o < tile ? last - o : tile;
+    for (int64_t i = 0; i < rows; ++i) {
+      each_strip<F>(
+          a.w.data + (o + i) * a.w.row_bytes, a.w.cols,
+          a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
+            uint8_t* out = turned + (i * strips + s) * kTurnedStrip;
+            for (int p = 0; p < 8; ++p) store_ints(out + p * kVecBytes, strip.codes[p]);
+            store(reinterpret_cast<float*>(out + 8 * kVecBytes), strip.side[0]);
+            if constexpr (kSide<F> != Side::one) {
+              store(reinterpret_cast<float*>(out + 9 * kVecBytes), strip.side[1]);
+            }
+          });
+    }
+    int64_t r = 0;
+    for (; r + kCodedX <= a.rows; r += kCodedX) coded_rows<F, kCodedX>(a, x, r, turned, o, rows, sums);
+    for (; r < a.rows; ++r) coded_rows<F, 1>(a, x, r, turned, o, rows, sums);
+  }
+}
+
+bool takes_coded(formats::FormatId format) {
+  return formats::with_format(format, []<class F>() { return kHasCodes<F>; });
+}
+
+int64_t coded_bytes(int64_t cols) { return strips_of(cols) * kCodedStrip; }
+
+void encode(uint8_t* coded, const float* x, int64_t cols) {
+  memset(coded, 0, static_cast<size_t>(coded_bytes(cols)));
+  for (int64_t c = 0; c < cols; c += kGroup) {
+    uint8_t* strip = coded + c / kStrip * kCodedStrip;
+    const int64_t lane = c % kStrip / kGroup;
+    Vec most = fill(0.0f), not_finite = fill(0.0f);
+    for (int64_t i = 0; i < kGroup; i += kLanes) {
+      const Vec v = load(x + c + i);
+      most = larger(most, magnitude(v));
+      not_finite = fma(v, fill(0.0f), not_finite);
+    }
+    // A group below the smallest scale that has an inverse counts as zero; one that is not finite spoils its products.
+    const float top = largest(most);
+    const float inverse = top > 1e-30f ? 127.0f / top : 0.0f;
+    const float scale = (top > 1e-30f ? top / 127.0f : 0.0f) + sum(not_finite);
+    int8_t codes[kGroup];
+    for (int64_t i = 0; i < kGroup; i += kLanes) store_rounded(codes + i, load(x + c + i) * fill(inverse));
+    int32_t total = 0, first_half = 0;
+    for (int i = 0; i < kGroup; ++i) {
+      total += codes[i];
+      if (i == kGroup / 2 - 1) first_half = total;
+    }
+    for (int64_t p = 0; p < 8; ++p) memcpy(strip + p * kVecBytes + 4 * lane, codes + 4 * p, 4);
+    memcpy(strip + 8 * kVecBytes + 4 * lane, &scale, 4);
+    memcpy(strip + 9 * kVecBytes + 4 * lane, &total, 4);
+    memcpy(strip + 10 * kVecBytes + 4 * lane, &first_half, 4);
+  }
+}
+
+// With room to begin at a multiple of kVecBytes.
+int64_t coded_scratch(int64_t cols) {
+  const int64_t strips = strips_of(cols), rows = turned_rows(strips);
+  return rows * strips * kTurnedStrip / 4 + rows * kCodedX * kLanes + kLanes;
+}
+
+void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
+  formats::with_format(args->w.format, [&]<class F>() {
+    if constexpr (kHasCodes<F>) {
+      switch (args->rows) {
+        case 0: return;
+        case 1: return coded_few_rows<F, 1>(*args, x, first, last);
+        case 2: return coded_few_rows<F, 2>(*args, x, first, last);
+        case 3: return coded_few_rows<F, 3>(*args, x, first, last);
+        case kFewRows: return coded_few_rows<F, kFewRows>(*args, x, first, last);
+        default: break;
+      }
+      const auto address = reinterpret_cast<uintptr_t>(scratch);
+      auto* turned = reinterpret_cast<uint8_t*>((address + kVecBytes - 1) / kVecBytes * kVecBytes);
+      coded_many_rows<F>(*args, x, first, last, turned);
+    }
+  });
+}
+
+constexpr CodedKernels kCodedKernels = {takes_coded, coded_bytes, encode, coded_scratch, linear_coded};
+constexpr const CodedKernels* kCoded = &kCodedKernels;
+
+#else
+
+constexpr const CodedKernels* kCoded = nullptr;
+
+#endif  // GEMMANTLE_INTS
+
+}  // namespace
+}  // namespace gemmantle::cpu

@@ -1,0 +1,42 @@
+"""The models of a server: those it was started with, by name and alias. Paths are neither told nor answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gemmantle.api.models import card
+from gemmantle.api.protocol import ServingEngine
+from gemmantle.errors import ModelNotFound
+
+__all__ = ["ServedModels"]
+
+
+class ServedModels:
+    """The models of a server: those it was started with, by name and alias. Paths are neither told nor answered."""
+
+    def __init__(self, engines: Iterable[ServingEngine] = ()) -> None:
+        self.engines: list[ServingEngine] = []
+        self._named: dict[str, ServingEngine] = {}
+        for engine in engines:
+            self.add(engine)
+
+    def add(self, engine: ServingEngine) -> None:
+        self.engines.append(engine)
+        for name in (engine.profile.name, *_public_aliases(engine)):
+            self._named.setdefault(name, engine)
+
+    def find(self, name: str) -> ServingEngine | None:
+        return self._named.get(name)
+
+    def load(self, name: str) -> ServingEngine:
+        known = ", ".join(self._named)
+        raise ModelNotFound(f"model '{name[:200]}' is not served here; this server answers as: {known}")
+
+    def cards(self) -> list[dict[str, Any]]:
+        return [{**card(engine.profile), "aliases": _public_aliases(engine)} for engine in self.engines]
+
+
+def _public_aliases(engine: ServingEngine) -> list[str]:
+    return [alias for alias in engine.profile.aliases if not Path(alias).exists()]

@@ -1,0 +1,69 @@
+// One thread, weights in the second-level cache: what the products of a kernel table reach when memory does not limit
+// them. GB/s counts packed weights, Gop/s multiplications and additions. CPU time, so neighbours matter little.
+#include <benchmark/benchmark.h>
+
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/cpu_isa.h"
+#include "kernels/formats/decode.h"
+
+namespace gemmantle {
+namespace {
+
+constexpr int64_t kOutputs = 256, kCols = 1536;
+
+void linear(benchmark::State& state, const cpu::CpuKernels& k, formats::FormatId format, bool fast) {
+  const formats::FormatInfo info = formats::info(format);
+  const int64_t rows = state.range(0), row_bytes = kCols / info.group * info.block_bytes;
+  std::mt19937 random(1);
+  std::vector<uint8_t> weights(static_cast<size_t>(kOutputs * row_bytes));
+  for (uint8_t& byte : weights) byte = random() & 0x3f;  // f16 scales stay finite and small
+  std::vector<float> x(static_cast<size_t>(rows * kCols)), y(static_cast<size_t>(rows * kOutputs));
+  for (float& value : x) value = static_cast<float>(random() % 2001) * 1e-3f - 1.0f;
+  const cpu::LinearArgs args = {
+      y.data(), x.data(), kOutputs, kCols, rows, nullptr, nullptr, nullptr, {format, weights.data(), row_bytes, kCols}};
+
+  const int64_t coded_bytes = fast ? (k.coded->bytes(kCols) + 63) / 64 * 64 : 64;
+  std::vector<uint8_t> memory(static_cast<size_t>(rows * coded_bytes + 64));
+  uint8_t* coded = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  for (int64_t r = 0; fast && r < rows; ++r) k.coded->encode(coded + r * coded_bytes, x.data() + r * kCols, kCols);
+  std::vector<float> scratch(static_cast<size_t>(fast ? k.coded->scratch(kCols) : k.linear_scratch(kCols)));
+
+  for ([[maybe_unused]] auto _ : state) {
+    if (fast) {
+      k.coded->linear(&args, {coded, coded_bytes}, 0, kOutputs, scratch.data());
+    } else {
+      k.linear(&args, 0, kOutputs, scratch.data());
+    }
+    benchmark::ClobberMemory();
+  }
+  const auto per_second = benchmark::Counter::kIsIterationInvariantRate;
+  state.counters["GB/s"] = benchmark::Counter(1e-9 * static_cast<double>(weights.size()), per_second);
+  state.counters["Gop/s"] = benchmark::Counter(2e-9 * static_cast<double>(rows * kOutputs * kCols), per_second);
+}
+
+const bool kRegistered = [] {
+  for (const CpuIsa& isa : cpu_isas()) {
+    if (!isa.supported) continue;
+    for (const auto format : {formats::FormatId::bf16, formats::FormatId::q4_0, formats::FormatId::q5_0,
+                              formats::FormatId::q8_0, formats::FormatId::q4_k, formats::FormatId::q6_k}) {
+      for (const bool fast : {false, true}) {
+        if (fast && (isa.kernels->coded == nullptr || !isa.kernels->coded->takes(format))) continue;
+        const std::string name =
+            std::string("linear/") + isa.kernels->name + "/" + formats::info(format).name + (fast ? "/fast" : "/exact");
+        benchmark::RegisterBenchmark(
+            name.c_str(), [&isa, format, fast](benchmark::State& state) { linear(state, *isa.kernels, format, fast); })
+            ->Arg(1)
+            ->Arg(4)
+            ->Arg(256);
+      }
+    }
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace gemmantle

@@ -1,0 +1,177 @@
+// Products with 8-bit codes of x, on every instruction set that has them, against the same codes in plain loops.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "backend/cpu/cpu_isa.h"
+#include "kernels/cpu/kernel_table.h"
+#include "support/random.h"
+
+namespace gemmantle {
+namespace {
+
+using test::all_formats;
+using test::NamedFormat;
+using test::Random;
+using test::RandomWeight;
+
+constexpr int64_t kGroup = 32;
+
+// x as its codes say it: scale * code.
+std::vector<float> rounded(const std::vector<float>& x) {
+  std::vector<float> out(x.size());
+  for (size_t first = 0; first < x.size(); first += kGroup) {
+    float most = 0;
+    for (size_t i = first; i < first + kGroup; ++i) most = std::max(most, std::abs(x[i]));
+    if (most == 0) continue;
+    const float inverse = 127.0f / most, scale = most / 127.0f;
+    for (size_t i = first; i < first + kGroup; ++i) out[i] = scale * std::nearbyint(x[i] * inverse);
+  }
+  return out;
+}
+
+// Rows in codes, where the contract wants them: at multiples of 64 bytes.
+class Codes {
+ public:
+  Codes(const cpu::CodedKernels& k, const std::vector<float>& x, int64_t cols) {
+    const int64_t rows = static_cast<int64_t>(x.size()) / cols, row_bytes = (k.bytes(cols) + 63) / 64 * 64;
+    memory_.assign(static_cast<size_t>(rows * row_bytes + 64), 0xaa);
+    uint8_t* data = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64;
+    for (int64_t r = 0; r < rows; ++r) k.encode(data + r * row_bytes, x.data() + r * cols, cols);
+    rows_ = {data, row_bytes};
+  }
+  cpu::CodedRows rows() const { return rows_; }
+
+ private:
+  std::vector<uint8_t> memory_;
+  cpu::CodedRows rows_;
+};
+
+class CodedTest : public ::testing::TestWithParam<CpuIsa> {
+ protected:
+  void SetUp() override {
+    if (!GetParam().supported) GTEST_SKIP() << "this machine lacks " << GetParam().needs;
+    if (GetParam().kernels->coded == nullptr) GTEST_SKIP() << "no dot products of bytes in this instruction set";
+  }
+  const cpu::CodedKernels& k() const { return *GetParam().kernels->coded; }
+
+  cpu::LinearArgs args(std::vector<float>& y, int64_t rows, const Weight& w) const {
+    return {y.data(), nullptr, w.rows,
+            0,        rows,    nullptr,
+            nullptr,  nullptr, {w.format, reinterpret_cast<const uint8_t*>(w.data), w.row_bytes, w.cols}};
+  }
+  void multiply(const cpu::LinearArgs& a, const Codes& codes, int64_t first, int64_t last) const {
+    std::vector<float> scratch(static_cast<size_t>(k().scratch(a.w.cols)));
+    k().linear(&a, codes.rows(), first, last, scratch.data());
+  }
+};
+
+TEST_P(CodedTest, products_are_those_of_the_codes_in_every_format_and_size) {
+  Random random(31);
+  for (const NamedFormat& format : all_formats()) {
+    ASSERT_EQ(k().takes(format.id), format.group > 1) << format.name;
+    if (format.group == 1) continue;
+    for (const int64_t groups : {1, 2, 3, 7, 8, 9, 15, 16, 17, 24, 40, 112}) {
+      const int64_t cols = groups * kGroup;
+      if (cols % format.group != 0) continue;
+      const int64_t outputs = groups == 9 ? 131 : groups == 40 ? 70 : 5;
+      RandomWeight w(random, format.id, outputs, cols, 1, static_cast<size_t>(groups % 4));
+      for (const int64_t rows : {1, 2, 3, 4, 5, 9}) {
+        const std::vector<float> x = random.normals(rows * cols), coded = rounded(x);
+        std::vector<float> y(static_cast<size_t>(rows * outputs));
+        multiply(args(y, rows, w.weight), Codes(k(), x, cols), 0, outputs);
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t o = 0; o < outputs; ++o) {
+            double want = 0, size = 0;
+            for (int64_t c = 0; c < cols; ++c) {
+              const double product = double{coded[static_cast<size_t>(r * cols + c)]} * w.at(o, c);
+              want += product;
+              size += std::abs(product);
+            }
+            ASSERT_LE(std::abs(y[static_cast<size_t>(r * outputs + o)] - want), 1e-6 * size + 1e-30)
+                << format.name << ", " << cols << " columns, " << rows << " rows: " << r << ", " << o << ": "
+                << y[static_cast<size_t>(r * outputs + o)] << " for " << want;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CodedTest, a_row_has_the_same_bits_alone_and_in_a_batch) {
+  Random random(32);
+  for (const NamedFormat& format : all_formats()) {
+    if (format.group == 1) continue;
+    const int64_t cols = 9 * 256, outputs = 67, rows = 11;
+    RandomWeight w(random, format.id, outputs, cols);
+    const std::vector<float> x = random.normals(rows * cols);
+    std::vector<float> all(static_cast<size_t>(rows * outputs)), part(all.size());
+    const Codes codes(k(), x, cols);
+    multiply(args(all, rows, w.weight), codes, 0, outputs);
+    for (const int64_t n : {1, 2, 3, 4, 6}) {
+      for (int64_t first = 0; first + n <= rows; first += n) {
+        const std::vector<float> some(x.begin() + first * cols, x.begin() + (first + n) * cols);
+        const Codes few(k(), some, cols);
+        // In two runs of outputs, as threads would share them.
+        multiply(args(part, n, w.weight), few, 0, 30);
+        multiply(args(part, n, w.weight), few, 30, outputs);
+        ASSERT_EQ(std::memcmp(part.data(), all.data() + first * outputs, static_cast<size_t>(4 * n * outputs)), 0)
+            << format.name << ": " << n << " rows from " << first;
+      }
+    }
+  }
+}
+
+TEST_P(CodedTest, gathers_scatters_adds_and_leaves_the_rest_alone) {
+  Random random(33);
+  const int64_t cols = 96, outputs = 20;
+  RandomWeight w(random, formats::FormatId::q4_0, outputs, cols);
+  const std::vector<float> x = random.normals(6 * cols), factor = {2.0f, -0.5f, 3.0f, 1.0f, 0.25f};
+  const std::vector<int32_t> from = {3, 0, 3, 5, 1}, to = {1, 0, 2, 4, 3};
+  const Codes codes(k(), x, cols);
+  std::vector<float> plain(6 * outputs);
+  multiply(args(plain, 6, w.weight), codes, 0, outputs);
+  for (const int64_t rows : {1, 3, 5}) {
+    std::vector<float> y(5 * outputs, 1.0f);
+    cpu::LinearArgs some = args(y, rows, w.weight);
+    some.from = from.data();
+    some.to = to.data();
+    some.factor = factor.data();
+    multiply(some, codes, 3, 17);
+    for (size_t r = 0; r < 5; ++r) {
+      for (size_t o = 0; o < outputs; ++o) {
+        const bool touched = r < static_cast<size_t>(rows) && o >= 3 && o < 17;
+        const float product = plain[static_cast<size_t>(from[r]) * outputs + o];
+        EXPECT_NEAR(y[static_cast<size_t>(to[r]) * outputs + o], touched ? 1.0f + factor[r] * product : 1.0f, 1e-5);
+      }
+    }
+  }
+}
+
+TEST_P(CodedTest, zeros_stay_zeros_and_what_is_not_finite_is_seen) {
+  Random random(34);
+  const int64_t cols = 160;
+  RandomWeight w(random, formats::FormatId::q8_0, 3, cols);
+  std::vector<float> y(3);
+  std::vector<float> x(static_cast<size_t>(cols));
+  x[70] = 1e-35f;
+  multiply(args(y, 1, w.weight), Codes(k(), x, cols), 0, 3);
+  for (const float value : y) EXPECT_EQ(value, 0.0f);
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    x = random.normals(cols);
+    x[40] = bad;
+    multiply(args(y, 1, w.weight), Codes(k(), x, cols), 0, 3);
+    for (const float value : y) EXPECT_FALSE(std::isfinite(value));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(isas, CodedTest, ::testing::ValuesIn(cpu_isas().begin(), cpu_isas().end()),
+                         [](const auto& isa) { return std::string(isa.param.kernels->name); });
+
+}  // namespace
+}  // namespace gemmantle
