@@ -42,6 +42,7 @@ class NullDelta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
+    thought_cut: bool = False
 
 
 class NullGeneration:
