@@ -75,7 +75,7 @@ def generate(
     """
     numbered = enumerate(requests)
     running: dict[int, _Pending] = {}
-    done: dict[int, Result | RequestError] = {}
+    done: dict[int, Result | Exception] = {}
     turn = 0
     is_over = False
     wrong: RequestError | None = None  # the request that ends the iteration, after the results of those before it
@@ -105,7 +105,7 @@ def generate(
             pending.work.cancel()
 
 
-def _wait(running: dict[int, _Pending], done: dict[int, Result | RequestError]) -> None:
+def _wait(running: dict[int, _Pending], done: dict[int, Result | Exception]) -> None:
     """Move what has ended from `running` to `done`; blocks until something was said."""
     if len(running) == 1:
         [pending] = running.values()
@@ -127,10 +127,10 @@ def _wait(running: dict[int, _Pending], done: dict[int, Result | RequestError]) 
 
 
 def _take(pending: _Pending, look: Callable[[], list[tuple[int, Delta]]]) -> None:
-    """What the engine says of one request only is raised at the turn of that request."""
+    """A failure is raised at the turn of its request, so that the results before it are not lost."""
     try:
         pending.take(look())
-    except RequestError as exc:
+    except Exception as exc:
         pending.error = exc
 
 
@@ -185,7 +185,7 @@ class _Pending:
 
     def __init__(self, work: Work, sampling: Sampling, parser: OutputParser | None) -> None:
         self.work = work
-        self.error: RequestError | None = None
+        self.error: Exception | None = None
         self._parser = parser
         self._result = Result(logprobs=[] if sampling.logprobs >= 0 else None)
         self._arguments: list[str] = []  # of the call that is open, under a grammar
@@ -241,7 +241,7 @@ class _Pending:
                 self._result.tool_calls.append(event)
 
 
-def _result(done: Result | RequestError) -> Result:
-    if isinstance(done, RequestError):
+def _result(done: Result | Exception) -> Result:
+    if isinstance(done, Exception):
         raise done
     return done

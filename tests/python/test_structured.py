@@ -358,6 +358,64 @@ def test_bulk_requests_are_constrained_too(speaker):
         jsonschema.validate(result.tool_calls[0].arguments, WEATHER)
 
 
+SMALL = {
+    "type": "object",
+    "properties": {"a": {"type": "boolean"}, "k": {"const": 1}},
+    "required": ["a", "k"],
+    "additionalProperties": False,
+}
+FUNCTIONS = [{"type": "function", **tool["function"]} for tool in TOOLS]
+ONE_FUNCTION = {"type": "function", "name": "weather"}
+
+
+def respond(engine, **fields):
+    body = fields_for(engine, **fields)
+    body["input"] = body.pop("messages")
+    body["max_output_tokens"] = body.pop("max_completion_tokens")
+    body["extra_body"].update(logit_bias=body.pop("logit_bias"), seed=body.pop("seed", 0))
+    return engine.client(max_retries=0).responses.create(**body)
+
+
+def test_responses_hold_their_text_format(speaker):
+    form = {"type": "json_schema", "name": "reply", "strict": True, "schema": SMALL}
+    answer = respond(speaker, text={"format": form}, seed=2)
+    jsonschema.validate(json.loads(answer.output_text), SMALL)
+    assert answer.text.format.type == "json_schema"
+    queued = respond(speaker, text={"format": form}, seed=2, background=True)
+    *_, last = speaker.client().responses.retrieve(queued.id, stream=True)
+    assert last.response.output_text == answer.output_text
+    assert respond(speaker, text={"format": {"type": "json_object"}}, max_completion_tokens=9).output_text[0] == "{"
+    with pytest.raises(openai.BadRequestError) as caught:
+        respond(speaker, text={"format": {**form, "schema": {"type": "strnig"}}})
+    assert (caught.value.code, caught.value.param) == ("invalid_json_schema", "text.format.schema")
+    with pytest.raises(openai.BadRequestError) as caught:
+        respond(speaker, tools=FUNCTIONS, tool_choice={"type": "function", "name": "wether"})
+    assert caught.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_responses_stream_a_forced_call_as_it_grows(speaker, seed):
+    fields = {"tools": FUNCTIONS, "tool_choice": ONE_FUNCTION, "seed": seed}
+    [plain] = respond(speaker, **fields).output
+    assert (plain.type, plain.name, plain.status) == ("function_call", "weather", "completed")
+    jsonschema.validate(json.loads(plain.arguments), WEATHER)
+    events = list(respond(speaker, stream=True, **fields))
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == plain.arguments
+    assert len(deltas) > 1
+    items = [event for event in events if event.type.startswith("response.output_item.")]
+    assert [event.type.rpartition(".")[2] for event in items] == ["added", "done"]
+    assert items[1].item.status == "completed"
+
+
+def test_a_call_cut_by_the_limit_is_incomplete_and_no_part_of_the_next_turn(speaker):
+    cut = respond(speaker, tools=FUNCTIONS, tool_choice=ONE_FUNCTION, max_completion_tokens=24)
+    assert cut.status == "incomplete"
+    assert [(item.type, item.status) for item in cut.output] == [("function_call", "incomplete")]
+    after = respond(speaker, tools=FUNCTIONS, previous_response_id=cut.id, max_completion_tokens=3)
+    assert after.output
+
+
 def test_without_the_library_the_extra_to_install_is_named(speaker, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     opened = speaker._use()

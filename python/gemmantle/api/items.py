@@ -223,6 +223,8 @@ class Conversation:
 
     def _add(self, item: Item, origin: str) -> None:
         kind = item["type"]
+        if kind == "function_call" and item.get("status") == "incomplete":
+            return  # cut within its arguments: no call came of it
         if kind == "function_call_output":
             call_id = item["call_id"]
             if call_id not in self._calls:
@@ -319,6 +321,7 @@ _NAMES = (
     (re.compile(r"\bmax_completion_tokens\b"), "max_output_tokens"),
     (re.compile(r"\bresponse_format(\.json_schema)?\b"), "text.format"),
     (re.compile(r"\breasoning_effort\b"), "reasoning.effort"),
+    (re.compile(r"\btool_choice\.(function|allowed_tools)\b"), "tool_choice"),
 )
 
 
