@@ -147,10 +147,11 @@ class ProfiledBackend final : public Backend {
     return backend_->place(mapped, std::move(keep));
   }
   int run(const std::function<void(Ops&)>& step) override {
-    return backend_->run([&](Ops& ops) {
+    const auto profiled_step = [&](Ops& ops) {
       ProfiledOps timed_ops(ops, *profile_);
       step(timed_ops);
-    });
+    };
+    return backend_->run(std::ref(profiled_step));
   }
 
  private:

@@ -202,7 +202,8 @@ void bind_model(py::module_& m) {
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
           py::arg("profile") = false,
           "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
-          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, profile).")
+          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, "
+          "profile).")
       .def(
           "config", [](const PyModel& self) { return config_dict(self.facts().config()); },
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")

@@ -103,6 +103,7 @@ bool Scheduler::admit_next() {
       if (only_waits) continue;
       return false;
     }
+    sequence.make_room(limits_.block_size);
     take_kept(sequence, kept);
     while (!running_.empty() && !has_room(sequence)) {
       if (evict_slow()) continue;
