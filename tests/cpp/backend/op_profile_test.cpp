@@ -41,7 +41,7 @@ TEST(OpProfile, counts_weights_once_and_products_for_every_row) {
   ASSERT_EQ(entries.size(), 1u);
   const OpProfile::Entry& linear = entries[0];
   EXPECT_EQ(linear.op, "linear");
-  EXPECT_TRUE(linear.is_weight && linear.format == formats::FormatId::q8_0);
+  EXPECT_EQ(linear.format, "q8_0");
   EXPECT_EQ(linear.rows, 40);
   EXPECT_EQ(linear.cols, 64);
   EXPECT_EQ(linear.use.calls, 2);
