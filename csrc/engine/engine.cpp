@@ -266,7 +266,8 @@ void Engine::Parts::look_after(Sequence& sequence, Sequence::Clock::time_point n
     return;
   }
   const std::chrono::milliseconds longest_wait(options.max_queue_ms);
-  if (options.max_queue_ms > 0 && !sequence.was_admitted && now - sequence.submitted > longest_wait) {
+  const bool is_queued = !sequence.was_admitted && sequence.computable() > 0;
+  if (options.max_queue_ms > 0 && is_queued && now - sequence.submitted > longest_wait) {
     fail(sequence, Error(ErrorCode::queue_full, str("no place came free within ", options.max_queue_ms,
                                                     " ms, the most that a request waits here (max_queue_ms): try "
                                                     "again later")));

@@ -96,6 +96,7 @@ class OpenModel:
             default_top_k=0 if plain else int(generation.get("top_k") or 64),
             default_reasoning=options.default_reasoning,
             unknown_fields=options.unknown_fields,
+            max_queue_ms=options.max_queue_ms or 0,
             chat_suppress=tuple(sorted(chat_suppress)),
             raw_suppress=tuple(raw_suppress),
             call_id=words.special.get("<|tool_call>"),
