@@ -248,7 +248,9 @@ class Engine(HasDoors, HasWords):
 
     # -- inside
 
-    def _words(self) -> Words:
+    @property
+    def words(self) -> Words:
+        """Tokenizer and grammars; they stay usable when the engine is closed."""
         return self._use().words
 
     def _handler(self) -> RequestHandler:

@@ -81,15 +81,16 @@ class Words:
 class HasWords:
     """The methods about text of whatever has `Words` (see `gemmantle.api.protocol.ServingEngine`)."""
 
+    @property
     @abstractmethod
-    def _words(self) -> Words: ...
+    def words(self) -> Words: ...
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a text, without BOS; control strings in it stay text."""
-        return self._words().known().encode(text)
+        return self.words.known().encode(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        return self._words().known().decode(list(ids))
+        return self.words.known().decode(list(ids))
 
     def render(
         self,
@@ -106,7 +107,7 @@ class HasWords:
 
     @property
     def bos_id(self) -> int:
-        return self._words().bos_id
+        return self.words.bos_id
 
     def render_chat(
         self,
@@ -116,7 +117,7 @@ class HasWords:
         *,
         preserve_thinking: bool = False,
     ) -> Prompt:
-        words = self._words()
+        words = self.words
         render = importlib.import_module("gemmantle.chat").render
         prompt: Prompt = render(
             messages, tools=tools, thinking=thinking, series=words.series, preserve_thinking=preserve_thinking
@@ -125,11 +126,11 @@ class HasWords:
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:
         """Ids of a text prompt: exactly one BOS, also where the text spells one already (spec api R-8)."""
-        return self._words().encode_prompt(text, add_bos)
+        return self.words.encode_prompt(text, add_bos)
 
     def token_bytes(self, token_id: int) -> bytes:
-        pieces = self._words().pieces
+        pieces = self.words.pieces
         return pieces[token_id] if token_id < len(pieces) else b""
 
     def structured(self) -> Compiler:
-        return self._words().structured()
+        return self.words.structured()
