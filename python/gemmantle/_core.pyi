@@ -14,6 +14,9 @@ def devices() -> list[dict[str, object]]:
 def isas() -> list[dict[str, object]]:
     """Kernel tables of the CPU in this build, best first: name, needs, available, active."""
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system where the allocator keeps it."""
+
 class Checkpoint:
     """The headers of a folder of safetensors or of a GGUF file. Maps files, reads no weights."""
 

@@ -171,9 +171,10 @@ class Engine(HasDoors, HasWords):
     # -- facts
 
     def info(self) -> dict[str, Any]:
-        """What is loaded: model, files, device, mode, sizes, defaults, fingerprint."""
+        """What is loaded: model, files, device, mode, sizes, memory of the KV cache, defaults, fingerprint."""
         opened = self._use()
         profile = opened.profile
+        stats = opened.engine.stats()
         return {
             "name": profile.name,
             "path": self._settings.path,
@@ -186,6 +187,12 @@ class Engine(HasDoors, HasWords):
                 "temperature": profile.default_temperature,
                 "top_p": profile.default_top_p,
                 "top_k": profile.default_top_k,
+            },
+            "kv": {
+                "bytes": stats["kv_bytes"],
+                "budget_bytes": stats["kv_budget"],
+                "max_context": stats["max_context"],
+                "max_concurrency": stats["max_sequences"],
             },
             **opened.model.info(),
             "config": opened.model.config(),
@@ -287,11 +294,14 @@ class Engine(HasDoors, HasWords):
         opened, self._opened = self._opened, None
         if opened is None:
             return
-        if opened.pid == os.getpid():
-            opened.engine.close()
-        else:
+        if opened.pid != os.getpid():
             # Destroying it here would join threads that fork() did not copy.
             _left_by_parent.append(opened)
+            return
+        trim = opened.core.trim_memory
+        opened.engine.close()
+        del opened
+        trim()
 
 
 _registry_lock = threading.RLock()
