@@ -251,6 +251,12 @@ class Engine:
     def detokenize(self, ids: Sequence[int]) -> str:
         return self._use().words().decode(list(ids))
 
+    def count_tokens(self, text: str | list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> int:
+        """How many tokens a text, or a conversation as its prompt, would count; the BOS of either included."""
+        if isinstance(text, str):
+            return len(self.encode_prompt(text))
+        return len(self.render(text, tools).ids())
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -376,14 +382,11 @@ class Engine:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
         thinking: bool,
-        *,
-        preserve_thinking: bool = False,
+        **template: bool,
     ) -> Prompt:
         opened = self._use()
         render = importlib.import_module("gemmantle.chat").render
-        prompt: Prompt = render(
-            messages, tools=tools, thinking=thinking, series=opened.series, preserve_thinking=preserve_thinking
-        )
+        prompt: Prompt = render(messages, tools=tools, thinking=thinking, series=opened.series, **template)
         return prompt.with_tokenizer(opened.words())
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:
@@ -543,6 +546,8 @@ class _Opened:
             eos_ids=tuple(eos_ids),
             thought_open=self._thought_ids("<|channel>", "thought\n"),
             thought_end=self._thought_ids("<channel|>", "\n"),
+            bos_id=None if self.tokenizer is None else self.tokenizer.bos_id,
+            special=tuple(sorted(special.items(), key=lambda entry: entry[1])),
         )
 
 
