@@ -103,6 +103,8 @@ class OpenModel:
             eos_ids=tuple(eos_ids),
             thought_open=words.thought_ids("<|channel>", "thought\n"),
             thought_end=words.thought_ids("<channel|>", "\n"),
+            bos_id=None if tokenizer is None else tokenizer.bos_id,
+            special=tuple(sorted(words.special.items(), key=lambda entry: entry[1])),
         )
 
     def _follows_chat_format(self, path: Path, special: dict[str, int], eos_ids: list[int]) -> bool:

@@ -92,6 +92,12 @@ class HasWords:
     def detokenize(self, ids: Sequence[int]) -> str:
         return self.words.known().decode(list(ids))
 
+    def count_tokens(self, text: str | list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> int:
+        """How many tokens a text, or a conversation as its prompt, would count; the BOS of either included."""
+        if isinstance(text, str):
+            return len(self.encode_prompt(text))
+        return len(self.render(text, tools).ids())
+
     def render(
         self,
         messages: list[dict[str, Any]],
@@ -114,14 +120,11 @@ class HasWords:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
         thinking: bool,
-        *,
-        preserve_thinking: bool = False,
+        **template: bool,
     ) -> Prompt:
         words = self.words
         render = importlib.import_module("gemmantle.chat").render
-        prompt: Prompt = render(
-            messages, tools=tools, thinking=thinking, series=words.series, preserve_thinking=preserve_thinking
-        )
+        prompt: Prompt = render(messages, tools=tools, thinking=thinking, series=words.series, **template)
         return prompt.with_tokenizer(words.known())
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]:

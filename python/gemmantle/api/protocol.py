@@ -136,6 +136,8 @@ class Profile:
     eos_ids: tuple[int, ...] = ()  # ids that end a reply
     thought_open: tuple[int, ...] = ()  # ids that open a thought; empty: the vocabulary knows none
     thought_end: tuple[int, ...] = ()  # ids that close one
+    bos_id: int | None = None
+    special: tuple[tuple[str, int], ...] = ()  # control strings and their ids
 
 
 class ServingEngine(Protocol):
@@ -151,9 +153,9 @@ class ServingEngine(Protocol):
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
         thinking: bool,
-        *,
-        preserve_thinking: bool = False,
-    ) -> Prompt: ...
+        **template: bool,
+    ) -> Prompt:
+        """template: the switches of `gemmantle.chat.render`."""
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...
 
@@ -183,6 +185,16 @@ class Request:
     body: bytes = b""
     timeout: float | None = None
     query: str = ""  # as it stands in the address, without the question mark
+
+    @property
+    def route(self) -> str:
+        """The path without its prefix: /v1, /openai/v1 and none are equal (spec api T-3)."""
+        path = self.path
+        for prefix in ("/openai/v1", "/v1"):
+            if path.startswith(prefix + "/"):
+                path = path[len(prefix) :]
+                break
+        return path.rstrip("/") or "/"
 
 
 class ByteStream(Protocol):
