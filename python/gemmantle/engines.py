@@ -13,7 +13,7 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from gemmantle import bulk, evaluate, hub
@@ -24,6 +24,7 @@ from gemmantle.errors import EngineClosed, ForkedEngineError
 from gemmantle.evaluate import Score
 from gemmantle.opened import OpenModel, id_array
 from gemmantle.options import NAMES, Options, Settings
+from gemmantle.progress import Progress, Show
 from gemmantle.words import HasWords, Words
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Engine(HasDoors, HasWords):
         *,
         ordered: bool = True,
         on_result: Callable[[Result], object] | None = None,
+        progress: Show = "auto",
     ) -> Iterator[Result]:
         """Answer requests; many run at once, and only as many are taken from the iterable as keep the engine full.
 
@@ -117,22 +119,28 @@ class Engine(HasDoors, HasWords):
 
         ordered: results come in the order of the requests; False gives each as soon as it has ended, and its `index`
         says which it is. on_result: all requests run in this call, each result goes to it, and the iterator is empty.
+        progress: "auto" shows a bar after two seconds (terminal, notebook) or writes to the log "gemmantle"; False
+        shows nothing; a function gets a `gemmantle.progress.Standing`.
         """
-        results = bulk.generate(self, requests, self._ahead, ordered)
+        total = len(requests) if isinstance(requests, Sized) else None
+        shown = Progress("generate", total, progress)
+        results = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
         if on_result is None:
             return results
         for result in results:
             on_result(result)
         return iter(())
 
-    def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
+    def score(self, items: Iterable[Any], *, mode: str = "pair", progress: Show = "auto") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
 
         mode "pair": items are (context, continuation), both text or both ids; gives a list of Score.
         mode "choice": items are (context, [continuation, ...]); gives a list of lists of Score.
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
+        progress: as in `generate`.
         """
-        return evaluate.score(self, items, mode, self._ahead)
+        with contextlib.closing(Progress("score", None, progress)) as shown:
+            return evaluate.score(self, items, mode, self._ahead, shown)
 
     def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
         """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.
