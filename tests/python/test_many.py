@@ -273,6 +273,36 @@ def test_who_finds_no_place_in_time_is_told_before_its_stream_begins() -> None:
         assert engine.stats()["max_queue_ms"] == 20
 
 
+# -- several models
+
+
+def test_models_of_a_pool_take_turns_and_no_stream_is_cut() -> None:
+    if not (TINY / "config.json").is_file():
+        pytest.skip(f"no golden checkpoint in {TINY}")
+    with gemmantle.pool([MODEL, str(TINY)], max_resident=1, device="cpu") as pool:
+        client = pool.client()
+        fields: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True, "return_token_ids": True}}
+        whole = client.completions.create(model=MODEL, prompt="Once", max_tokens=300, **fields).choices[0]
+        with client.completions.create(model=MODEL, prompt="Once", max_tokens=300, stream=True, **fields) as stream:
+            ids = list(next(stream).choices[0].token_ids)  # type: ignore[attr-defined]
+            other = []
+            thread = threading.Thread(
+                target=lambda: other.append(
+                    client.completions.create(model="e2b", prompt=[2, 5], max_tokens=3, **fields)
+                )
+            )
+            thread.start()
+            for chunk in stream:
+                ids += chunk.choices[0].token_ids  # type: ignore[attr-defined]
+        thread.join()
+        assert ids == whole.token_ids  # type: ignore[attr-defined]
+        assert [reply.model for reply in other] == ["e2b"]
+        assert [engine.name for engine in pool.engines] == ["e2b"]
+        again = client.completions.create(model=MODEL, prompt="Once", max_tokens=300, **fields).choices[0]
+        assert again.text == whole.text
+        assert [engine.name for engine in pool.engines] == [MODEL]
+
+
 # -- memory
 
 CYCLES = """
