@@ -291,10 +291,10 @@ class Engine:
     def asgi(self, **options: Any) -> Any:
         """An ASGI application that answers from this engine, for any asyncio server; it needs no extra package.
 
-        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits.
+        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits, fallback.
         """
         server = importlib.import_module("gemmantle.server")
-        return server.Application(server.ServedModels([self]), **options)
+        return server.Application(server.ServedModels([self]), **{"state_path": self.state_path, **options})
 
     # -- facts
 

@@ -268,7 +268,7 @@ class FallbackEngine:
         try:
             self._engine = _module("engines").load(model, **options)
         except GemmantleError as exc:
-            if trigger_of(exc) not in remote.triggers or remote.capabilities.remote_name(model) is None:
+            if not remote.stands_in_for(model, exc):
                 raise
             self.load_error = exc
         local = Handler(self, options.get("state_path"))
@@ -287,6 +287,15 @@ class FallbackEngine:
 
     def async_transport(self, family: str | None = None) -> Any:
         return _module("transport").async_transport(self._handler, family)
+
+    def asgi(self, **options: Any) -> Any:
+        """An ASGI application with the same rules (see `Engine.asgi`)."""
+        server = _module("server")
+        models = server.ServedModels([] if self._engine is None else [self._engine])
+        if self.load_error is not None:
+            models.add_absent(self._model, self.load_error)
+        state_path = self._options.get("state_path")
+        return server.Application(models, **{"state_path": state_path, "fallback": self._remote, **options})
 
     def close(self) -> None:
         if self._engine is not None:

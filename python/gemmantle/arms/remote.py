@@ -33,7 +33,7 @@ from gemmantle.api.schemas import parse_body
 from gemmantle.api.stream import encode_json
 from gemmantle.arms.capabilities import ROUTES, Capabilities, Fitted
 from gemmantle.arms.content import Fetch, fit_content
-from gemmantle.arms.fallback import TRIGGERS, Breaker, check_triggers
+from gemmantle.arms.fallback import TRIGGERS, Breaker, check_triggers, trigger_of
 from gemmantle.arms.wire import Rewriter, Service
 from gemmantle.errors import RequestError
 from gemmantle.names import canonical
@@ -304,6 +304,10 @@ class Remote:
     def check(self, route: str, body: Mapping[str, Any]) -> None:
         """RequestError where the service could not answer this body, without sending anything."""
         self._fit(route, body)
+
+    def stands_in_for(self, model: str, failure: BaseException) -> bool:
+        """Whether a model whose load failed is to be answered here instead."""
+        return trigger_of(failure) in self.triggers and self.capabilities.remote_name(model) is not None
 
     def reachable(self) -> bool:
         """Whether some region would be tried now."""
