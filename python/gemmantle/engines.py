@@ -93,7 +93,9 @@ def load(
     if fallback is not None:
         # Every other argument, whatever there is: the pair calls this function again without `fallback`.
         options = {name: value for name, value in locals().items() if name not in ("model", "fallback")}
-        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, options, fallback)
+        paired: Engine = importlib.import_module("gemmantle.arms.fallback_engine").load_with_fallback(
+            model, options, fallback
+        )
         return paired
     check_options(
         device=device,

@@ -11,8 +11,11 @@ from gemmantle.server import Application, ServedModels
 MODEL = "gemma-4-nano-e"
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of France?"}]},
-]  # fmt: skip
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of France?"}],
+    },
+]
 
 
 @pytest.fixture
