@@ -37,15 +37,15 @@ void bind_system(py::module_& m) {
         py::list out;
         for (const CpuIsa& isa : cpu_isas()) {
           py::dict entry;
-          entry["name"] = isa.kernels->name;
+          entry["name"] = isa.name;
           entry["needs"] = isa.needs;
-          entry["available"] = isa.supported;
-          entry["active"] = isa.kernels == active.kernels;
+          entry["available"] = isa.usable();
+          entry["active"] = &isa == &active;
           out.append(entry);
         }
         return out;
       },
-      "Kernel tables of the CPU in this build, best first: name, needs, available, active.\n\n"
+      "Kernel tables of the CPU, best first: name, needs, available, active.\n\n"
       "Raises RequestError when GEMMANTLE_CPU_ISA names one that cannot run here.");
 }
 

@@ -145,6 +145,9 @@ class Engine:
         block_size: int = 16,
         kv_bytes: int = 0,
         deterministic: bool = False,
+        max_queue_ms: int = 0,
+        stream_buffer: int = 4096,
+        idle_stream_ms: int = 120000,
     ) -> None: ...
     def submit(self, ids: NDArray[np.int32], params: SamplingParams) -> Generation: ...
     def logits(

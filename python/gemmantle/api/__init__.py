@@ -104,6 +104,9 @@ class Handler:
             deadline = _deadline(request)
             body = parse_body(request.body)
             work, answer, name = self._begin(body, _model_name(body), start)
+            while answer.stream and work.queued:  # a refusal belongs before the head (spec api T-21)
+                for choice, delta in work.collect(deadline):
+                    answer.feed(choice, delta)
             reply = self._at_once(request, work, answer, name, started)
             if reply is not None:
                 return reply
@@ -127,6 +130,9 @@ class Handler:
                 work, answer, name = await to_thread.run_sync(self._begin, body, model, start)
             else:
                 work, answer, name = self._begin(body, model, start)
+            while answer.stream and work.queued:
+                for choice, delta in await work.acollect(deadline):
+                    answer.feed(choice, delta)
             reply = self._at_once(request, work, answer, name, started)
             if reply is not None:
                 return reply

@@ -103,7 +103,7 @@ def admit(
         for generation in generations:
             generation.cancel()
         raise
-    return Work(generations, guided=guide is not None), effective
+    return Work(generations, guided=guide is not None, queued=engine.profile.max_queue_ms > 0), effective
 
 
 def completion_usage(prompt: int, completion: int, reasoning: int, cached: int) -> dict[str, Any]:

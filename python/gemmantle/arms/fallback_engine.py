@@ -6,21 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from gemmantle.api import Handler
-from gemmantle.api.protocol import ServingEngine
+from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.arms.pair import FallbackHandler
+from gemmantle.doors import HasDoors
 from gemmantle.errors import GemmantleError, RequestError
 from gemmantle.names import aliases_of, canonical
 
 if TYPE_CHECKING:
-    import openai
-
     from gemmantle.arms.remote import Remote
     from gemmantle.engines import Engine
 
 __all__ = ["FallbackEngine", "load_with_fallback"]
 
 
-class FallbackEngine:
+class FallbackEngine(HasDoors):
     """What `gemmantle.load(..., fallback=...)` gives: the engine, or why there is none, and a remote arm.
 
     Clients and transports may fall back. Everything else (generate, score, logits, tokenize, info) is the local
@@ -40,30 +39,25 @@ class FallbackEngine:
                 raise
             self.load_error = exc
         local = Handler(self, options.get("state_path"))
-        self._handler = FallbackHandler(local, self, remote)
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        client: openai.OpenAI = _module("client").client_over(self._handler, options)
-        return client
-
-    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        client: openai.AsyncOpenAI = _module("client").async_client_over(self._handler, options)
-        return client
-
-    def transport(self, family: str | None = None) -> Any:
-        return _module("transport").sync_transport(self._handler, family)
-
-    def async_transport(self, family: str | None = None) -> Any:
-        return _module("transport").async_transport(self._handler, family)
+        self._pair = FallbackHandler(local, self, remote)
 
     def asgi(self, **options: Any) -> Any:
         """An ASGI application with the same rules (see `Engine.asgi`)."""
-        server = _module("server")
-        models = server.ServedModels([] if self._engine is None else [self._engine])
+        return super().asgi(**{"fallback": self._remote, **options})
+
+    @property
+    def state_path(self) -> Any:
+        """Where stored answers are kept, as it was given; None for this process alone."""
+        return self._options.get("state_path")
+
+    def _handler(self) -> RequestHandler:
+        return self._pair
+
+    def _served(self) -> Any:
+        models = _module("server").ServedModels([] if self._engine is None else [self._engine])
         if self.load_error is not None:
             models.add_absent(self._model, self.load_error)
-        state_path = self._options.get("state_path")
-        return server.Application(models, **{"state_path": state_path, "fallback": self._remote, **options})
+        return models
 
     def close(self) -> None:
         if self._engine is not None:
