@@ -77,7 +77,9 @@ def load(
     given = {name: value for name, value in locals().items() if name in NAMES}
     if fallback is not None:
         # The pair calls this function again without `fallback`.
-        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, given, fallback)
+        paired: Engine = importlib.import_module("gemmantle.arms.fallback_engine").load_with_fallback(
+            model, given, fallback
+        )
         return paired
     options = Options(**given)
     found = hub.resolve(model)
