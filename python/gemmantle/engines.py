@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gemmantle import bulk, evaluate, hub
 from gemmantle.api.protocol import Generation, Profile, Sampling
 from gemmantle.bulk import Result, TokenLogprob, Usage
+from gemmantle.cells import loaded_here
 from gemmantle.errors import EngineClosed, ForkedEngineError, RequestError, UnsupportedHardware
 from gemmantle.evaluate import Score
 
@@ -124,6 +125,7 @@ def load(
         state_path="" if state_path is None else os.path.abspath(state_path),
     )
     engine = _shared(settings)
+    loaded_here(engine)
     try:
         engine.profile  # noqa: B018 - opens the model now, so that errors belong to this call
     except BaseException:
@@ -320,6 +322,10 @@ class Engine:
     @property
     def name(self) -> str:
         return self._settings.name
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def state_path(self) -> str | None:
