@@ -6,6 +6,7 @@ Only front ends that name their cells (JupyterLab, Notebook, VS Code) are follow
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["loaded_here"]
 
 _Place = tuple[str, int]  # a cell, and which load of it
 
-_engines: dict[_Place, Engine] = {}
+_engines: weakref.WeakValueDictionary[_Place, Engine] = weakref.WeakValueDictionary()
 _run: tuple[str, int] = ("", 0)  # the run of a cell that is going on, and how many loads it made
 
 

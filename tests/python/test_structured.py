@@ -97,6 +97,21 @@ def test_a_document_ends_at_its_last_brace(speaker):
         assert (choice.message.content, choice.finish_reason) == ('{"k":1}', "stop")
 
 
+def test_blanks_in_json_are_a_pattern_beside_either_field(speaker):
+    schema = {"type": "object", "properties": {"k": {"const": 1}}, "required": ["k"], "additionalProperties": False}
+    blank = {"whitespace_pattern": "[ ]"}
+    for fields in (
+        {"response_format": schema_format(schema), "extra_body": {"structured_outputs": blank}},
+        {"extra_body": {"structured_outputs": {"json": schema, **blank}}},
+    ):
+        assert json.loads(ask(speaker, **fields).choices[0].message.content) == {"k": 1}
+        assert '"k": 1' in ask(speaker, **fields).choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="whitespace_pattern"):
+        ask(speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"whitespace_pattern": 3}})
+    with pytest.raises(openai.BadRequestError, match="both constrain"):
+        ask(speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"regex": "a"}})
+
+
 def test_the_sdk_parses_into_pydantic(speaker):
     class Reply(pydantic.BaseModel):
         kind: str = pydantic.Field(max_length=4)
