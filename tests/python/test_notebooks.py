@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -30,7 +31,7 @@ def kernel_environment(monkeypatch):
 
 
 def client_of(notebook):
-    return nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
+    return nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
 
 
 def text_of(cell):
@@ -87,7 +88,7 @@ def test_interrupting_the_kernel_cancels_the_answer_and_leaves_the_engine_usable
             if time.monotonic() > until:
                 return
             time.sleep(0.01)
-        client.km.interrupt_kernel()
+        asyncio.run(client.km.interrupt_kernel())
 
     stopper = threading.Thread(target=interrupt)
     stopper.start()
