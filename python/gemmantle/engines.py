@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gemmantle import bulk, evaluate, hub
 from gemmantle.api.protocol import Generation, Profile, RequestHandler, Sampling
 from gemmantle.bulk import Result, TokenLogprob, Usage
+from gemmantle.cells import loaded_here
 from gemmantle.doors import HasDoors
 from gemmantle.errors import EngineClosed, ForkedEngineError
 from gemmantle.evaluate import Score
@@ -85,6 +86,7 @@ def load(
     found = hub.resolve(model)
     settings = Settings(str(found.path.absolute()), found.name, found.aliases, options)
     engine = _shared(settings)
+    loaded_here(engine)
     try:
         engine.profile  # noqa: B018 - opens the model now, so that errors belong to this call
     except BaseException:
@@ -215,6 +217,10 @@ class Engine(HasDoors, HasWords):
     @property
     def name(self) -> str:
         return self._settings.name
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def state_path(self) -> str | None:
