@@ -41,8 +41,9 @@ struct CodedRows {
   int64_t row_bytes;
 };
 
-// Products of mode "fast": rows of x become 8-bit codes with a scale for every 32 values, once, and meet packed weights
-// in integers. The layout of the codes belongs to the instruction set.
+// Products of mode "fast". `coded`: rows of x become 8-bit codes with a scale for every 32 values, once, and meet
+// packed weights in integers. `halves`: they become bf16 and meet bf16 weights. The layout belongs to the instruction
+// set.
 struct CodedKernels {
   bool (*takes)(formats::FormatId format);  // others go through CpuKernels::linear
   int64_t (*bytes)(int64_t cols);           // of a row of codes
@@ -83,8 +84,9 @@ struct CpuKernels {
   int64_t (*linear_scratch)(int64_t cols);
   void (*linear)(const LinearArgs* args, int64_t first, int64_t last, float* scratch);
 
-  // Null where the instruction set has no dot products of bytes.
+  // Null where the instruction set has no dot products of bytes, or of bf16.
   const CodedKernels* coded;
+  const CodedKernels* halves;
 
   // y[0, cols) = row * scale.
   void (*embed)(float* y, const WeightRows* table, int64_t row, float scale);
@@ -118,5 +120,6 @@ const CpuKernels* kernels_avx2() noexcept;
 const CpuKernels* kernels_avx_vnni() noexcept;
 const CpuKernels* kernels_avx512() noexcept;
 const CpuKernels* kernels_avx512_vnni() noexcept;
+const CpuKernels* kernels_avx512_bf16() noexcept;
 
 }  // namespace gemmantle::cpu

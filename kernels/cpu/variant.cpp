@@ -6,6 +6,7 @@
 #include "kernels/cpu/coded.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/embed.h"
+#include "kernels/cpu/halves.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
@@ -26,6 +27,7 @@ constexpr CpuKernels kTable = {
     .linear_scratch = linear_scratch,
     .linear = linear,
     .coded = kCoded,
+    .halves = kHalves,
     .embed = embed,
     .rms_norm = rms_norm,
     .add = add,
