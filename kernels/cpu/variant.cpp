@@ -11,6 +11,7 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/cpu/pages.h"
 #include "kernels/cpu/rope.h"
 
 #define GEMMANTLE_JOIN_(a, b) a##b
@@ -40,6 +41,7 @@ constexpr CpuKernels kTable = {
     .attend = attend,
     .attend_merge = attend_merge,
     .attend_finish = attend_finish,
+    .pages = &kPageKernels,
     .route = route,
 };
 
