@@ -14,6 +14,9 @@ def devices() -> list[dict[str, object]]:
 def isas() -> list[dict[str, object]]:
     """Kernel tables of the CPU in this build, best first: name, needs, available, active."""
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system where the allocator keeps it."""
+
 class MachineProbe:
     """How fast this machine reads memory and multiplies."""
 
@@ -157,6 +160,9 @@ class Engine:
         block_size: int = 16,
         kv_bytes: int = 0,
         deterministic: bool = False,
+        max_queue_ms: int = 0,
+        stream_buffer: int = 4096,
+        idle_stream_ms: int = 120000,
     ) -> None: ...
     def submit(self, ids: NDArray[np.int32], params: SamplingParams) -> Generation: ...
     def logits(

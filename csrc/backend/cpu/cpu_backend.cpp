@@ -64,7 +64,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
 }
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options, const CpuIsa& isa) {
-  GEMMANTLE_CHECK(isa.supported, isa.kernels->name, " needs ", isa.needs);
+  GEMMANTLE_CHECK(isa.usable(), isa.name, ": ", isa.missing());
   return std::make_unique<CpuBackend>(options, isa);
 }
 
