@@ -4,7 +4,8 @@
 //   - activations are f32 [rows, cols] with a row stride in elements; tensor cores take them rounded to bf16, sums are
 //     f32. Nothing is assumed of the alignment of a row, and any number of columns is taken unless a launcher says so;
 //   - all pointers are device memory; a launcher returns at once, its work is ordered by the stream;
-//   - counts passed by value (rows, cols) belong to the shape of a step; whatever changes between two steps of one shape
+//   - counts passed by value (rows, cols) belong to the shape of a step; whatever changes between two steps of one
+//   shape
 //     (ids, positions, slots, ranges, tiles) is read from device memory, so that a captured step can be replayed;
 //   - zero rows do nothing; outputs do not overlap inputs unless it is said; sums run in an order fixed by the shape of
 //     one row, so a row has the same bits alone and in company (attention: for one number of splits).
@@ -123,15 +124,15 @@ struct AttendArgs {
   ConstRows q;  // [rows, heads * dim], rounded to bf16 on the way
   int heads = 0, kv_heads = 0, dim = 0;
   float scale = 1;
-  const Bf16 *k = nullptr, *v = nullptr;  // [blocks * block_size, kv_heads * dim], 16-byte aligned
-  int block_size = 0;                     // positions in a block
-  const int32_t* block_table = nullptr;   // [sequences, max_blocks], -1 where nothing is
-  const int32_t* max_blocks = nullptr;    // one number
+  const Bf16 *k = nullptr, *v = nullptr;                 // [blocks * block_size, kv_heads * dim], 16-byte aligned
+  int block_size = 0;                                    // positions in a block
+  const int32_t* block_table = nullptr;                  // [sequences, max_blocks], -1 where nothing is
+  const int32_t* max_blocks = nullptr;                   // one number
   const int32_t *kv_begin = nullptr, *kv_end = nullptr;  // [rows]; an empty range gives zeros
   const AttendTile* tiles = nullptr;                     // [n_tiles]
   int n_tiles = 0;
-  int tile_rows = 1;      // the most rows a tile has: chooses the kernel
-  int splits = 1;         // shares of the keys; more than one needs `partial`
+  int tile_rows = 1;         // the most rows a tile has: chooses the kernel
+  int splits = 1;            // shares of the keys; more than one needs `partial`
   float* partial = nullptr;  // attend_scratch_bytes()
 };
 

@@ -85,10 +85,10 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
 
 // Sixteen bytes from global to shared memory, later; zeros where !ok (then `global` is not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool ok = true) {
-  asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;\n" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(ok ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0],[%1],16,%2;\n" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+      "l"(global), "r"(ok ? 16 : 0)
+      : "memory");
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 // Waits until at most N of this thread's committed groups are still on their way.
@@ -118,9 +118,13 @@ __device__ __forceinline__ uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t s
   return __byte_perm(a, b, selector);
 }
 __device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
+// Good to 2^-21 for |x| <= pi.
+__device__ __forceinline__ void fast_sincos(float x, float* sine, float* cosine) { __sincosf(x, sine, cosine); }
 
-// Asks for the cache lines of [data, data + bytes) to be in L2 soon; says nothing when they are not memory.
-__device__ __forceinline__ void prefetch_l2(const void* data) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(data)); }
+// Asks for the cache line of `data` to be in L2 soon.
+__device__ __forceinline__ void prefetch_l2(const void* data) {
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(data));
+}
 
 }  // namespace simt
 

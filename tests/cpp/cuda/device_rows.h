@@ -87,7 +87,9 @@ class DeviceRows {
 
  private:
   static constexpr float kGap = -77.0f;
-  size_t at_index(int r, int c) const { return static_cast<size_t>(r) * static_cast<size_t>(stride_) + static_cast<size_t>(c); }
+  size_t at_index(int r, int c) const {
+    return static_cast<size_t>(r) * static_cast<size_t>(stride_) + static_cast<size_t>(c);
+  }
   size_t size() const { return static_cast<size_t>(rows_) * static_cast<size_t>(stride_); }
 
   int rows_, cols_, stride_;

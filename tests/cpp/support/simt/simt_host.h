@@ -87,9 +87,7 @@ inline float low_half(uint32_t pair) { return __uint_as_float(pair << 16); }
 inline float high_half(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 inline bool aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-inline void land(const Copy& copy) {
-  copy.ok ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
-}
+inline void land(const Copy& copy) { copy.ok ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16); }
 
 template <bool transposed>
 void ldmatrix(uint32_t (&r)[4], const void* row) {
@@ -242,6 +240,10 @@ inline uint32_t byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
   return out;
 }
 inline float fast_exp(float x) { return std::exp(x); }
+inline void fast_sincos(float x, float* sine, float* cosine) {
+  *sine = std::sin(x);
+  *cosine = std::cos(x);
+}
 inline void prefetch_l2(const void*) {}
 
 }  // namespace simt
