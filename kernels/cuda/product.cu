@@ -1,6 +1,8 @@
 // product.cu: products of few activation rows, bound by the bytes of the weights.
 //
-// Budget: product_kernel 128 registers (two blocks on a multiprocessor), 34,816 B shared.
+// Two blocks share a multiprocessor: 65,536 registers over 512 threads.
+// budget: product_kernel 128
+// budget: geglu_kernel 128
 #include "kernels/cuda/product.cuh"
 
 namespace gemmantle::cuda {
