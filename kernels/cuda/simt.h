@@ -47,6 +47,14 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
   cudaLaunchKernelEx(&config, kernel, P(static_cast<A&&>(args))...);
 }
 
+// Bytes of shared memory that a block may ask for on the current device.
+inline size_t shared_limit() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return static_cast<size_t>(bytes);
+}
+
 // Collectives of a whole warp: every live lane must reach the same one.
 template <class T>
 __device__ __forceinline__ T shfl(T value, int lane) {

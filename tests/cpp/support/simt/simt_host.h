@@ -114,6 +114,8 @@ void ldmatrix(uint32_t (&r)[4], const void* row) {
 
 }  // namespace host
 
+inline size_t shared_limit() { return config.shared_limit; }
+
 template <class T>
 T shfl(T value, int lane) {
   struct Argument {
