@@ -46,16 +46,11 @@ __global__ void __launch_bounds__(kProductThreads, 2)
 // Calls visit.operator()<plane, rows>() with the kernel's number of rows for `rows`.
 template <class Visit>
 void with_shape(Plane plane, int rows, Visit&& visit) {
-  const auto with_rows = [&]<Plane p>() {
+  with_plane(plane, [&]<Plane p>() {
     if (rows == 1) return visit.template operator()<p, 1>();
     if (rows <= 8) return visit.template operator()<p, 8>();
     visit.template operator()<p, kFewRows>();
-  };
-  switch (plane) {
-    case Plane::bf16: return with_rows.template operator()<Plane::bf16>();
-    case Plane::int8: return with_rows.template operator()<Plane::int8>();
-    case Plane::int4: return with_rows.template operator()<Plane::int4>();
-  }
+  });
 }
 
 }  // namespace

@@ -80,6 +80,16 @@ struct Piece<Plane::int4> {
   }
 };
 
+// Calls visit.operator()<plane>(): where a plane known at run time becomes a type.
+template <class Visit>
+void with_plane(Plane plane, Visit&& visit) {
+  switch (plane) {
+    case Plane::bf16: return visit.template operator()<Plane::bf16>();
+    case Plane::int8: return visit.template operator()<Plane::int8>();
+    case Plane::int4: return visit.template operator()<Plane::int4>();
+  }
+}
+
 __device__ __forceinline__ int64_t plane_bytes(Plane plane, int64_t values) {
   return plane == Plane::bf16 ? 2 * values : plane == Plane::int8 ? values : values / 2;
 }
@@ -99,6 +109,29 @@ __device__ __forceinline__ PieceScale piece_scale(const Matrix& w, int64_t row, 
   return found;
 }
 
+// The eight values of a chunk in their own order: runs of four that begin at first_run(chunk) and second_run(chunk).
+template <Plane plane>
+__device__ __forceinline__ void unpack_runs(uint2& first, uint2& second, const uint32_t (&words)[4], int chunk,
+                                            PieceScale scale) {
+  uint32_t pairs[4];
+  Piece<plane>::unpack(pairs, words, chunk, scale);
+  if constexpr (Piece<plane>::kInterleaved) {
+    first = make_uint2(simt::byte_perm(pairs[0], pairs[1], 0x5410), simt::byte_perm(pairs[0], pairs[1], 0x7632));
+    second = make_uint2(simt::byte_perm(pairs[2], pairs[3], 0x5410), simt::byte_perm(pairs[2], pairs[3], 0x7632));
+  } else {
+    first = make_uint2(pairs[0], pairs[1]);
+    second = make_uint2(pairs[2], pairs[3]);
+  }
+}
+
+// The piece of row `row` (counted through all matrices) at column `col`.
+template <Plane plane>
+__device__ __forceinline__ void load_piece(uint32_t (&words)[4], const Matrix& w, int64_t row, int col) {
+  const uint8_t* from = w.values + plane_bytes(plane, row * w.padded_cols + col);
+  const uint4 piece = __ldg(reinterpret_cast<const uint4*>(from));
+  words[0] = piece.x, words[1] = piece.y, words[2] = piece.z, words[3] = piece.w;
+}
+
 // What one lane holds of a turn of sixteen rows: pieces of rows lane / 4 and lane / 4 + 8.
 template <Plane plane>
 struct WeightTile {
@@ -115,17 +148,14 @@ struct WeightTile {
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
         const int c = col + (4 * p + lane % 4) * Piece<plane>::kValues;
-        uint4 piece = make_uint4(0, 0, 0, 0);
         scale[h][p] = {};
         if (r < rows && c < w.padded_cols) {
-          const uint8_t* from = w.values + plane_bytes(plane, (row + r) * w.padded_cols + c);
-          piece = __ldg(reinterpret_cast<const uint4*>(from));
+          load_piece<plane>(words[h][p], w, row + r, c);
           scale[h][p] = piece_scale<plane>(w, row + r, c);
+        } else {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) words[h][p][i] = 0;
         }
-        words[h][p][0] = piece.x;
-        words[h][p][1] = piece.y;
-        words[h][p][2] = piece.z;
-        words[h][p][3] = piece.w;
       }
     }
   }
