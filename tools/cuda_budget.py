@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds every CUDA kernel to the registers written beside it, and to no stack, no spills, no local memory.
 
-    python tools/cuda_budget.py [--arch 80 90 ...] [--counts] [kernels/cuda/product.cu ...]
+    python tools/cuda_budget.py [--arch 80,90] [--counts] [kernels/cuda/product.cu ...]
 
 A kernel's limit stands in its source file as `// budget: NAME REGISTERS`, for all its instances; a kernel without one
 is an error, as is a limit without a kernel. Limits on shared memory are static_asserts beside the launchers. `--counts`
@@ -140,7 +140,7 @@ def check_ptx(compiler: str, source: Path, arch: str, counts: bool) -> list[str]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", type=Path, help="default: all of kernels/cuda")
-    parser.add_argument("--arch", nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--arch", default=",".join(ARCHITECTURES), help="default: %(default)s")
     parser.add_argument("--counts", action="store_true")
     args = parser.parse_args()
     search = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
@@ -148,11 +148,12 @@ def main() -> int:
     if compiler is None:
         print("skipped: no nvcc")
         return NO_COMPILER
+    architectures = args.arch.split(",")
     wrong = []
     for source in args.sources or sorted((ROOT / "kernels" / "cuda").glob("*.cu")):
-        for arch in args.arch:
+        for arch in architectures:
             wrong += check(compiler, source, arch)
-        wrong += check_ptx(compiler, source, args.arch[0], args.counts)
+        wrong += check_ptx(compiler, source, architectures[0], args.counts)
     for line in wrong:
         print(line)
     return 1 if wrong else 0
