@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
@@ -40,10 +41,17 @@ class Backend {
   virtual ~Backend() = default;
   virtual BackendInfo info() const = 0;
   virtual DType activation_dtype() const = 0;
+  // How K and V are kept: f32 or bf16.
+  virtual DType kv_dtype() const { return DType::f32; }
+  // Bytes that allocate() can still give; -1 where that is the memory of the host.
+  virtual int64_t free_bytes() const { return -1; }
   virtual Buffer allocate(size_t bytes) = 0;
 
   // A copy of host memory: norms, frequencies, small tables.
   virtual Buffer upload(const void* host, size_t bytes) = 0;
+
+  // Copies what a step left in memory of this backend to the host.
+  virtual void read(void* host, const void* from, size_t bytes) { std::memcpy(host, from, bytes); }
 
   // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
   virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;

@@ -73,6 +73,17 @@ struct AttendState {
   float* values;  // [heads, dim]
 };
 
+// Loops that measure the machine and compute nothing. `sink` holds kPeakSink bytes; products return how many
+// multiplications and additions they made, and are null where the instruction set has none of their kind.
+struct PeakKernels {
+  void (*read)(const uint8_t* data, int64_t bytes, uint8_t* sink);
+  int64_t (*f32)(int64_t rounds, uint8_t* sink);
+  int64_t (*bf16)(int64_t rounds, uint8_t* sink);
+  int64_t (*i8)(int64_t rounds, uint8_t* sink);
+};
+
+inline constexpr int kPeakSink = 64;
+
 inline constexpr int kMaxAttendHeads = 16;  // query heads that attend() takes at once
 
 struct CpuKernels {
@@ -85,6 +96,8 @@ struct CpuKernels {
 
   // Null where the instruction set has no dot products of bytes.
   const CodedKernels* coded;
+
+  const PeakKernels* peaks;
 
   // y[0, cols) = row * scale.
   void (*embed)(float* y, const WeightRows* table, int64_t row, float scale);

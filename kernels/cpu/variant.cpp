@@ -10,6 +10,7 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/rope.h"
 
 #define GEMMANTLE_JOIN_(a, b) a##b
@@ -26,6 +27,7 @@ constexpr CpuKernels kTable = {
     .linear_scratch = linear_scratch,
     .linear = linear,
     .coded = kCoded,
+    .peaks = &kPeaks,
     .embed = embed,
     .rms_norm = rms_norm,
     .add = add,

@@ -47,13 +47,13 @@ void linear(benchmark::State& state, const cpu::CpuKernels& k, formats::FormatId
 
 const bool kRegistered = [] {
   for (const CpuIsa& isa : cpu_isas()) {
-    if (!isa.supported) continue;
+    if (!isa.usable()) continue;
     for (const auto format : {formats::FormatId::bf16, formats::FormatId::q4_0, formats::FormatId::q5_0,
                               formats::FormatId::q8_0, formats::FormatId::q4_k, formats::FormatId::q6_k}) {
       for (const bool fast : {false, true}) {
         if (fast && (isa.kernels->coded == nullptr || !isa.kernels->coded->takes(format))) continue;
         const std::string name =
-            std::string("linear/") + isa.kernels->name + "/" + formats::info(format).name + (fast ? "/fast" : "/exact");
+            std::string("linear/") + isa.name + "/" + formats::info(format).name + (fast ? "/fast" : "/exact");
         benchmark::RegisterBenchmark(
             name.c_str(), [&isa, format, fast](benchmark::State& state) { linear(state, *isa.kernels, format, fast); })
             ->Arg(1)

@@ -26,15 +26,11 @@ class DeviceMemory {
  public:
   DeviceMemory() = default;
   explicit DeviceMemory(size_t bytes);
-  DeviceMemory(DeviceMemory&& other) noexcept;
-  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
-  ~DeviceMemory();
-
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
 
  private:
-  std::byte* data_ = nullptr;
+  std::shared_ptr<std::byte> data_;
   size_t bytes_ = 0;
 };
 
@@ -43,15 +39,11 @@ class PinnedMemory {
  public:
   PinnedMemory() = default;
   explicit PinnedMemory(size_t bytes);
-  PinnedMemory(PinnedMemory&& other) noexcept;
-  PinnedMemory& operator=(PinnedMemory&& other) noexcept;
-  ~PinnedMemory();
-
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
 
  private:
-  std::byte* data_ = nullptr;
+  std::shared_ptr<std::byte> data_;
   size_t bytes_ = 0;
 };
 

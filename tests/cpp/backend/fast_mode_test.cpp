@@ -27,7 +27,7 @@ using test::Rows;
 class FastModeTest : public ::testing::TestWithParam<CpuIsa> {
  protected:
   void SetUp() override {
-    if (!GetParam().supported) GTEST_SKIP() << "this machine lacks " << GetParam().needs;
+    if (!GetParam().usable()) GTEST_SKIP() << GetParam().missing();
     for (auto [backend, mode, threads] :
          {std::tuple{&exact_, Mode::exact, 1}, std::tuple{&one_, Mode::fast, 1}, std::tuple{&three_, Mode::fast, 3}}) {
       BackendOptions options;
@@ -124,7 +124,7 @@ TEST_P(FastModeTest, geglu_and_experts_mix_formats) {
 }
 
 INSTANTIATE_TEST_SUITE_P(isas, FastModeTest, ::testing::ValuesIn(cpu_isas().begin(), cpu_isas().end()),
-                         [](const auto& isa) { return std::string(isa.param.kernels->name); });
+                         [](const auto& isa) { return std::string(isa.param.name); });
 
 }  // namespace
 }  // namespace gemmantle

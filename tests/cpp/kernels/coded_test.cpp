@@ -55,7 +55,7 @@ class Codes {
 class CodedTest : public ::testing::TestWithParam<CpuIsa> {
  protected:
   void SetUp() override {
-    if (!GetParam().supported) GTEST_SKIP() << "this machine lacks " << GetParam().needs;
+    if (!GetParam().usable()) GTEST_SKIP() << GetParam().missing();
     if (GetParam().kernels->coded == nullptr) GTEST_SKIP() << "no dot products of bytes in this instruction set";
   }
   const cpu::CodedKernels& k() const { return *GetParam().kernels->coded; }
@@ -171,7 +171,7 @@ TEST_P(CodedTest, zeros_stay_zeros_and_what_is_not_finite_is_seen) {
 }
 
 INSTANTIATE_TEST_SUITE_P(isas, CodedTest, ::testing::ValuesIn(cpu_isas().begin(), cpu_isas().end()),
-                         [](const auto& isa) { return std::string(isa.param.kernels->name); });
+                         [](const auto& isa) { return std::string(isa.param.name); });
 
 }  // namespace
 }  // namespace gemmantle

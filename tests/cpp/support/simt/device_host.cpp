@@ -1,5 +1,6 @@
 // device_host.cpp: device.h without a device: its memory is the host's, filled with NaN and checked for overruns, and a
 // stream runs everything at once.
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -15,20 +16,18 @@ constexpr size_t kRedZone = 256;
 constexpr unsigned char kUnwritten = 0xff;  // NaN in every float format
 constexpr unsigned char kRed = 0xa5;
 
-std::byte* take(size_t bytes) {
+// Memory filled with NaN, whose end is looked at when it is given back.
+std::shared_ptr<std::byte> take(size_t bytes) {
   auto* memory = static_cast<unsigned char*>(std::aligned_alloc(256, (bytes + kRedZone + 255) / 256 * 256));
   if (memory == nullptr) throw Error(ErrorCode::out_of_memory, str("no memory for ", bytes, " bytes"));
   std::memset(memory, kUnwritten, bytes);
   std::memset(memory + bytes, kRed, kRedZone);
-  return reinterpret_cast<std::byte*>(memory);
-}
-
-void give_back(std::byte* memory, size_t bytes) {
-  if (memory == nullptr) return;
-  for (size_t i = 0; i < kRedZone; ++i) {
-    if (memory[bytes + i] != std::byte{kRed}) simt::host::die("a kernel wrote behind its device memory");
-  }
-  std::free(memory);
+  return {reinterpret_cast<std::byte*>(memory), [bytes](std::byte* data) {
+            for (size_t i = 0; i < kRedZone; ++i) {
+              if (data[bytes + i] != std::byte{kRed}) simt::host::die("a kernel wrote behind its device memory");
+            }
+            std::free(data);
+          }};
 }
 
 struct Closures final : RecordedWork {
@@ -49,24 +48,7 @@ void enqueue(std::function<void()> work) {
 DeviceProperties device_properties() { return {"host", 90, 4, size_t{1} << 33, size_t{1} << 33}; }
 
 DeviceMemory::DeviceMemory(size_t bytes) : data_(take(bytes)), bytes_(bytes) {}
-DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-DeviceMemory::~DeviceMemory() { give_back(data_, bytes_); }
-
 PinnedMemory::PinnedMemory(size_t bytes) : data_(take(bytes)), bytes_(bytes) {}
-PinnedMemory::PinnedMemory(PinnedMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-PinnedMemory& PinnedMemory::operator=(PinnedMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-PinnedMemory::~PinnedMemory() { give_back(data_, bytes_); }
 
 DeviceStream::DeviceStream() = default;
 DeviceStream::~DeviceStream() = default;
@@ -96,6 +78,7 @@ std::unique_ptr<RecordedWork> DeviceStream::record(const std::function<void()>& 
 }
 
 void DeviceStream::replay(const RecordedWork& recorded) {
+  ++simt::host::replays;
   for (const auto& closure : static_cast<const Closures&>(recorded).closures) closure();
 }
 
