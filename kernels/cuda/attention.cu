@@ -1,9 +1,9 @@
 // attention.cu: one attention kernel for prompts, single rows and drafts, and the merge of its splits.
 //
 // The query heads that share a KV head are rows of one matrix, row = token * group + head, so a prompt is a tall matrix
-// and a decode row a short one. A block meets `M` of these rows with `N` keys at a time. Its eight warps take the 16 x 16
-// tiles of the scores, and slices of the head where there are fewer than eight tiles; for the output each owns an eighth
-// of the columns. V arrives while scores are computed, the next K while the output is.
+// and a decode row a short one. A block meets `M` of these rows with `N` keys at a time. Its eight warps take the 16 x
+// 16 tiles of the scores, and slices of the head where there are fewer than eight tiles; for the output each owns an
+// eighth of the columns. V arrives while scores are computed, the next K while the output is.
 //
 // Tiles of keys begin at multiples of N of the position, so that with one split a row has the same bits whatever rows
 // share its block. Shared memory: 147 KB for prompts at width 512 (77 KB where a block may not have that much).
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
   const int first = begin + split * share, last = min(end, first + share);
 
   const int32_t* table = a.block_table + static_cast<int64_t>(tile.sequence) * *a.max_blocks;
-  const auto find_slots = [&](int (&slots)[N], int base) {
+  const auto find_slots = [&](int(&slots)[N], int base) {
     for (int i = t; i < N; i += kThreads) {
       const int key = base + i;
       const bool is_seen = key >= seen_from && key < last;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
       }
     }
     __syncthreads();
-    if (more) fetch(s.k, a.k, s.slots[now ^ 1]);  // nobody reads K any more
+    if (more) fetch(s.k, a.k, s.slots[now ^ 1]);                                     // nobody reads K any more
     for (int r = warp * (kWarp / N) + lane / N; r < M; r += kWarps * (kWarp / N)) {  // a lane for each key
       const int key = base + lane % N;
       float score = 0;

@@ -1,15 +1,10 @@
 // experts.cu: which experts a row uses, and what they give.
 //
 // A few rows read the weights of their own experts: a block for sixteen values of one expert and row, then a warp for
-// each expert. Many rows are grouped by expert on the device, and each group meets its weights in tiles; no count reaches
-// the host. Either way the experts of a row are added in the order in which it ranks them.
-// budget: route_kernel 48
-// budget: few_up_kernel 128
-// budget: few_down_kernel 128
-// budget: group_kernel 48
-// budget: many_up_kernel 128
-// budget: many_down_kernel 128
-// budget: combine_kernel 40
+// each expert. Many rows are grouped by expert on the device, and each group meets its weights in tiles; no count
+// reaches the host. Either way the experts of a row are added in the order in which it ranks them. budget: route_kernel
+// 48 budget: few_up_kernel 128 budget: few_down_kernel 128 budget: group_kernel 48 budget: many_up_kernel 128 budget:
+// many_down_kernel 128 budget: combine_kernel 40
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/product.cuh"
 
@@ -163,9 +158,8 @@ __global__ void __launch_bounds__(kProductThreads, 2)
       simt::syncwarp();
       for (int col = 0; col < cols; col += kTurn) {
         if (col > 0) w[0].load(a.down, first, left, start + col);
-        multiply_turn<plane, 1, 1>(sum, w, [&](int, int unit) {
-          return g > 0 ? make_uint4(0, 0, 0, 0) : s.x[warp][col / 8 + unit];
-        });
+        multiply_turn<plane, 1, 1>(
+            sum, w, [&](int, int unit) { return g > 0 ? make_uint4(0, 0, 0, 0) : s.x[warp][col / 8 + unit]; });
       }
     }
     const float weight = a.weights.data[row * a.weights.stride + rank];
@@ -221,10 +215,11 @@ __global__ void __launch_bounds__(kThreads) group_kernel(const __grid_constant__
   for (int i = t; i < pairs; i += kThreads) scratch.order[atomicAdd(&s.first[expert_of(i)], 1)] = i;
 }
 
-// hidden = gelu_tanh(gate x) * (up x) of a tile, rounded to bf16. Eight rows of gate and eight of up take turns, so that
-// a lane holds both sums of a value.
+// hidden = gelu_tanh(gate x) * (up x) of a tile, rounded to bf16. Eight rows of gate and eight of up take turns, so
+// that a lane holds both sums of a value.
 template <Plane plane>
-__global__ void __launch_bounds__(kGemmThreads, 2) many_up_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
+__global__ void __launch_bounds__(kGemmThreads, 2)
+    many_up_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
   auto& s = simt::shared<GemmShared<Tile>>();
   const ExpertTile tile = scratch.tiles[blockIdx.x];
   if (tile.rows == 0) return;

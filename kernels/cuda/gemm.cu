@@ -21,7 +21,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   GemmSums<Shape> sums = {};
   gemm_block<Shape, Plane::bf16>(
       s, sums, w.padded_cols, w.values, [&](int r) { return x0 + r < x.rows ? x.data + (x0 + r) * x.stride : nullptr; },
-      [&](int r) { return w0 + r < w.rows ? WeightRow{&w, w0 + r} : WeightRow{}; });
+      [&](int r) {
+        return w0 + r < w.rows ? WeightRow{&w, w0 + r} : WeightRow{};
+      });
   for_each_sum<Shape>(sums, [&](int row, int column, float sum) {
     if (x0 + row < y.rows && w0 + column < y.cols) y.data[(x0 + row) * y.stride + w0 + column] = sum;
   });

@@ -1,8 +1,8 @@
 // gemm.cuh: a block's tile of a product of many rows: asynchronous copies, ldmatrix, tensor cores.
 //
 // Both sides come in steps of 32 columns and wait in shared memory, `stages` steps deep. bf16 weights are copied
-// asynchronously; low-bit ones are loaded before a step is multiplied and unpacked after it. Every element of the result
-// is summed over the columns in order, so it does not depend on the tile.
+// asynchronously; low-bit ones are loaded before a step is multiplied and unpacked after it. Every element of the
+// result is summed over the columns in order, so it does not depend on the tile.
 #pragma once
 
 #include "kernels/cuda/tile.cuh"

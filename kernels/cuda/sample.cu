@@ -5,12 +5,9 @@
 // integer multiple of 2^-44 of the largest: sums of integers do not depend on the order of threads, and 2^18 of them do
 // not overflow. Ids that are 30 times e below the maximum weigh nothing and are never drawn.
 //
-// Equal logits are ordered by id, everywhere: greedy rows take the lowest, and at the border of top_k the lower ids stay.
-// Exponents are doubles, so a row draws the id that the CPU draws unless a random number falls within 2^-26 or so of a
-// border between two ids.
-// budget: scan_kernel 48
-// budget: weigh_kernel 64
-// budget: choose_kernel 96
+// Equal logits are ordered by id, everywhere: greedy rows take the lowest, and at the border of top_k the lower ids
+// stay. Exponents are doubles, so a row draws the id that the CPU draws unless a random number falls within 2^-26 or so
+// of a border between two ids. budget: scan_kernel 48 budget: weigh_kernel 64 budget: choose_kernel 96
 #include <float.h>
 
 #include "kernels/common/philox.h"
@@ -24,7 +21,8 @@ using Mass = unsigned long long;  // what atomicAdd takes
 constexpr int kSlices = 64;
 constexpr int kThreads = 256;
 constexpr int kChooseThreads = 512;
-constexpr int kBins = 1024;  // of the logarithm of a weight, 32 to a factor of e; the last one holds what weighs nothing
+constexpr int kBins =
+    1024;  // of the logarithm of a weight, 32 to a factor of e; the last one holds what weighs nothing
 constexpr int kSortedInShared = 2048;
 constexpr double kUnit = 17592186044416.0;  // 2^44
 
@@ -117,9 +115,12 @@ __device__ __forceinline__ double weight(float z, float top, double per_temperat
 }
 __device__ __forceinline__ Mass in_units(double w) { return static_cast<Mass>(w * kUnit + 0.5); }
 
-// Falls as z rises, and so keeps the order of ids.
-__device__ __forceinline__ int bin_of(float z, float top, float temperature) {
-  return static_cast<int>(fminf((top - z) / temperature * 32.0f, static_cast<float>(kBins - 1)));
+// Rises as z falls, and so keeps the order of ids.
+__device__ __forceinline__ int bin_of(float z, float top, float bins_per_unit) {
+  return static_cast<int>(fminf((top - z) * bins_per_unit, static_cast<float>(kBins - 1)));
+}
+__device__ __forceinline__ float bins_per_unit_of(const SampleRow& row) {
+  return fminf(32.0f / row.temperature, FLT_MAX);  // never infinite: the maximum itself is in bin 0
 }
 
 // Ids [first, last) of slice `slice`.
@@ -259,9 +260,10 @@ __global__ void __launch_bounds__(kThreads) weigh_kernel(ConstRows logits, const
   __syncthreads();
   if (draws(row) && top > -INFINITY) {
     const double least = least_weight(row), per_temperature = 1.0 / static_cast<double>(row.temperature);
+    const float bins_per_unit = bins_per_unit_of(row);
     Mass sum = 0;
     for (int i = span.first + t; i < span.last; i += kThreads) {
-      const int bin = bin_of(z[i], top, row.temperature);
+      const int bin = bin_of(z[i], top, bins_per_unit);
       if (bin == kBins - 1) continue;
       const double w = weight(z[i], top, per_temperature);
       if (is_cut) {
@@ -383,9 +385,9 @@ __device__ __forceinline__ void sort(uint64_t* keys, int n) {
 }
 
 // Collects the candidates of bins [0, last_bin], `n` of them, and sorts them.
-__device__ __forceinline__ const uint64_t* sorted_candidates(ChooseShared& s, const SampleRow& row, const Slice* slices,
-                                                             const float* z, int vocabulary, float top, int last_bin,
-                                                             int n, uint64_t* room) {
+__device__ __forceinline__ const uint64_t* sorted_candidates(ChooseShared& s, const Slice* slices, const float* z,
+                                                             int vocabulary, float top, float bins_per_unit,
+                                                             int last_bin, int n, uint64_t* room) {
   const int t = static_cast<int>(threadIdx.x);
   uint64_t* keys = n <= kSortedInShared ? s.keys : room;
   int padded = 1;
@@ -394,10 +396,10 @@ __device__ __forceinline__ const uint64_t* sorted_candidates(ChooseShared& s, co
   if (t == 0) s.n = 0;
   __syncthreads();
   for (int slice = 0; slice < kSlices; ++slice) {
-    if (slices[slice].best.id < 0 || bin_of(slices[slice].best.value, top, row.temperature) > last_bin) continue;
+    if (slices[slice].best.id < 0 || bin_of(slices[slice].best.value, top, bins_per_unit) > last_bin) continue;
     const Span span(slice, vocabulary);
     for (int i = span.first + t; i < span.last; i += kChooseThreads) {
-      if (bin_of(z[i], top, row.temperature) <= last_bin) keys[atomicAdd(&s.n, 1)] = key_of(z[i], i);
+      if (bin_of(z[i], top, bins_per_unit) <= last_bin) keys[atomicAdd(&s.n, 1)] = key_of(z[i], i);
     }
   }
   __syncthreads();
@@ -405,19 +407,20 @@ __device__ __forceinline__ const uint64_t* sorted_candidates(ChooseShared& s, co
   return keys;
 }
 
-__device__ __forceinline__ int draw(ChooseShared& s, const SampleRow& row, const Scratch& scratch, int r, int vocabulary,
-                                    float top) {
+__device__ __forceinline__ int draw(ChooseShared& s, const SampleRow& row, const Scratch& scratch, int r,
+                                    int vocabulary, float top) {
   const Slice* slices = scratch.slices + r * kSlices;
   const float* z = scratch.z + static_cast<int64_t>(r) * vocabulary;
   const double least = least_weight(row);
   const double per_temperature = 1.0 / static_cast<double>(row.temperature);
+  const float bins_per_unit = bins_per_unit_of(row);
   const double uniform = philox_uniform(row.seed, row.choice, row.position);
   const auto mass_of = [&](int id) {
-    if (bin_of(z[id], top, row.temperature) == kBins - 1) return Mass{0};
+    if (bin_of(z[id], top, bins_per_unit) == kBins - 1) return Mass{0};
     return in_units(weight(z[id], top, per_temperature));
   };
   const auto surviving_mass_of = [&](int id) {
-    if (bin_of(z[id], top, row.temperature) == kBins - 1) return Mass{0};
+    if (bin_of(z[id], top, bins_per_unit) == kBins - 1) return Mass{0};
     const double w = weight(z[id], top, per_temperature);
     return w >= least ? in_units(w) : Mass{0};
   };
@@ -443,7 +446,7 @@ __device__ __forceinline__ int draw(ChooseShared& s, const SampleRow& row, const
                                 : first_reaching(s, kWeighing, need_for_p(all), mass_in_bin).index;
   int n = static_cast<int>(block_total(s, last_bin + 1, count_in_bin));
   uint64_t* room = scratch.keys + static_cast<int64_t>(r) * sorted_room(vocabulary);
-  const uint64_t* keys = sorted_candidates(s, row, slices, z, vocabulary, top, last_bin, n, room);
+  const uint64_t* keys = sorted_candidates(s, slices, z, vocabulary, top, bins_per_unit, last_bin, n, room);
   const auto mass_at = [&](int i) { return mass_of(id_of(keys[i])); };
   const auto surviving_mass_at = [&](int i) { return surviving_mass_of(id_of(keys[i])); };
   if (is_cut_k) n = min(n, row.top_k);

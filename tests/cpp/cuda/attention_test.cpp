@@ -47,7 +47,8 @@ class Scene {
     table_.assign(static_cast<size_t>(blocks), -1);
     std::vector<int32_t> free(static_cast<size_t>(blocks) + 2);
     std::iota(free.begin(), free.end(), 0);
-    for (size_t i = free.size() - 1; i > 0; --i) std::swap(free[i], free[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
+    for (size_t i = free.size() - 1; i > 0; --i)
+      std::swap(free[i], free[static_cast<size_t>(random.below(static_cast<int64_t>(i) + 1))]);
     // Values of blocks that nobody may look at are NaN, and so are those before and behind every range of a sequence.
     k_.assign(free.size() * static_cast<size_t>(block_size * kv_heads * dim), 0x7fc0);
     v_ = k_;
@@ -65,8 +66,10 @@ class Scene {
           free.pop_back();
         }
         for (int i = 0; i < kv_heads * dim; ++i) {
-          k_[slot(s, position) * static_cast<size_t>(kv_heads * dim) + static_cast<size_t>(i)] = f32_to_bf16(random.normal());
-          v_[slot(s, position) * static_cast<size_t>(kv_heads * dim) + static_cast<size_t>(i)] = f32_to_bf16(random.normal());
+          k_[slot(s, position) * static_cast<size_t>(kv_heads * dim) + static_cast<size_t>(i)] =
+              f32_to_bf16(random.normal());
+          v_[slot(s, position) * static_cast<size_t>(kv_heads * dim) + static_cast<size_t>(i)] =
+              f32_to_bf16(random.normal());
         }
       }
     }
@@ -100,7 +103,8 @@ class Scene {
       begin.push_back(r.begin);
       end.push_back(r.end);
     }
-    const DeviceArray<int32_t> device_begin(begin), device_end(end), table(table_), max_blocks(std::vector<int32_t>{max_blocks_});
+    const DeviceArray<int32_t> device_begin(begin), device_end(end), table(table_),
+        max_blocks(std::vector<int32_t>{max_blocks_});
     const DeviceArray<Bf16> k(k_), v(v_);
     const int rows = static_cast<int>(ranges_.size());
     const DeviceArray<float> partial(attend_scratch_bytes(rows, heads_, dim_, splits) / sizeof(float));
@@ -132,7 +136,9 @@ class Scene {
 
  private:
   size_t slot(int sequence, int position) const {
-    return static_cast<size_t>(table_[static_cast<size_t>(sequence * max_blocks_ + position / block_size_)] * block_size_ + position % block_size_);
+    return static_cast<size_t>(table_[static_cast<size_t>(sequence * max_blocks_ + position / block_size_)] *
+                                   block_size_ +
+                               position % block_size_);
   }
 
   void compute() const {
@@ -140,19 +146,26 @@ class Scene {
     for (size_t r = 0; r < ranges_.size(); ++r) {
       const Range& range = ranges_[r];
       for (int h = 0; h < heads_; ++h) {
-        const auto at = [&](int position) { return (slot(range.sequence, position) * static_cast<size_t>(kv_heads_) + static_cast<size_t>(h / group)) * static_cast<size_t>(dim_); };
+        const auto at = [&](int position) {
+          return (slot(range.sequence, position) * static_cast<size_t>(kv_heads_) + static_cast<size_t>(h / group)) *
+                 static_cast<size_t>(dim_);
+        };
         std::vector<double> weight;
         double top = -INFINITY, sum = 0;
         for (int p = range.begin; p < range.end; ++p) {
           double dot = 0;
-          for (int c = 0; c < dim_; ++c) dot += double{round_bf16(q.at(static_cast<int>(r), h * dim_ + c))} * bf16_to_f32(k_[at(p) + static_cast<size_t>(c)]);
+          for (int c = 0; c < dim_; ++c)
+            dot += double{round_bf16(q.at(static_cast<int>(r), h * dim_ + c))} *
+                   bf16_to_f32(k_[at(p) + static_cast<size_t>(c)]);
           weight.push_back(dot * double{scale_});
           top = std::max(top, weight.back());
         }
         for (double& w : weight) sum += w = std::exp(w - top);
         for (int c = 0; c < dim_; ++c) {
           double value = 0;
-          for (int p = range.begin; p < range.end; ++p) value += weight[static_cast<size_t>(p - range.begin)] / sum * bf16_to_f32(v_[at(p) + static_cast<size_t>(c)]);
+          for (int p = range.begin; p < range.end; ++p)
+            value +=
+                weight[static_cast<size_t>(p - range.begin)] / sum * bf16_to_f32(v_[at(p) + static_cast<size_t>(c)]);
           wanted_.push_back(value);
         }
       }

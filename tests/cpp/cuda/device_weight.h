@@ -46,12 +46,14 @@ class DeviceWeight {
     }
     for (size_t i = 0; i < all; ++i) {
       if (kind.plane == Plane::bf16) {
-        const uint16_t bits = static_cast<int>(i % static_cast<size_t>(padded_)) < cols ? f32_to_bf16(random.normal()) : uint16_t{0};
+        const uint16_t bits =
+            static_cast<int>(i % static_cast<size_t>(padded_)) < cols ? f32_to_bf16(random.normal()) : uint16_t{0};
         std::memcpy(&bytes[2 * i], &bits, 2);
         values_[i] = bf16_to_f32(bits);
         continue;
       }
-      int q = kind.plane == Plane::int8 ? static_cast<int>(random.below(256)) - 128 : static_cast<int>(random.below(16)) - 8;
+      int q = kind.plane == Plane::int8 ? static_cast<int>(random.below(256)) - 128
+                                        : static_cast<int>(random.below(16)) - 8;
       if (kind.plane == Plane::int8) {
         bytes[i] = static_cast<uint8_t>(q);
       } else {
@@ -79,7 +81,9 @@ class DeviceWeight {
   const Matrix& matrix() const { return matrix_; }
   // Value (row, col) of matrix `of`, as the kernels round it to bf16.
   double value(int row, int col, int of = 0) const {
-    return double{values_[(static_cast<size_t>(of) * static_cast<size_t>(rows_) + static_cast<size_t>(row)) * static_cast<size_t>(padded_) + static_cast<size_t>(col)]};
+    return double{values_[(static_cast<size_t>(of) * static_cast<size_t>(rows_) + static_cast<size_t>(row)) *
+                              static_cast<size_t>(padded_) +
+                          static_cast<size_t>(col)]};
   }
 
  private:

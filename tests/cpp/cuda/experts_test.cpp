@@ -81,7 +81,8 @@ void check(uint64_t seed, const Sizes& z, const WeightKind& up_kind, const Weigh
     std::vector<int32_t> all(static_cast<size_t>(z.experts));
     std::iota(all.begin(), all.end(), 0);
     // The last expert is never chosen: its group is empty.
-    for (int j = 0; j < z.used; ++j) std::swap(all[static_cast<size_t>(j)], all[static_cast<size_t>(j + random.below(z.experts - 1 - j))]);
+    for (int j = 0; j < z.used; ++j)
+      std::swap(all[static_cast<size_t>(j)], all[static_cast<size_t>(j + random.below(z.experts - 1 - j))]);
     ids.insert(ids.end(), all.begin(), all.begin() + z.used);
   }
   const DeviceArray<int32_t> device_ids(ids);
