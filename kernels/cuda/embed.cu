@@ -1,4 +1,6 @@
 // embed.cu: rows of a table by token id, of any plane.
+//
+// budget: embed_kernel 64
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {

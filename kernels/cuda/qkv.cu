@@ -1,4 +1,7 @@
 // qkv.cu: between the products and attention: rotation of heads, and K and V into their slots.
+//
+// budget: rope_kernel 64
+// budget: store_kv_kernel 64
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {
