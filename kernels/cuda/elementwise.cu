@@ -1,12 +1,11 @@
 // elementwise.cu: what happens to each value by itself, and copies of rows.
-//
-// budget: add_kernel 64
-// budget: scale_kernel 64
-// budget: gelu_mul_kernel 64
-// budget: softcap_kernel 64
-// budget: copy_rows_kernel 64
-// budget: round_rows_kernel 64
-// budget: check_finite_kernel 64
+// budget: add_kernel 48
+// budget: scale_kernel 48
+// budget: gelu_mul_kernel 48
+// budget: softcap_kernel 48
+// budget: copy_rows_kernel 48
+// budget: round_rows_kernel 48
+// budget: check_finite_kernel 48
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {

@@ -1,6 +1,5 @@
 // embed.cu: rows of a table by token id, of any plane.
-//
-// budget: embed_kernel 64
+// budget: embed_kernel 48
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {

@@ -3,7 +3,6 @@
 // A few rows read the weights of their own experts: a block for sixteen values of one expert and row, then a warp for
 // each expert. Many rows are grouped by expert on the device, and each group meets its weights in tiles; no count
 // reaches the host. Either way the experts of a row are added in the order in which it ranks them.
-//
 // budget: route_kernel 48
 // budget: few_up_kernel 128
 // budget: few_down_kernel 128

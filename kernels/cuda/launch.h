@@ -14,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/common/macros.h"
 #include "kernels/common/sampling.h"
 
 namespace gemmantle::cuda {
@@ -52,7 +53,7 @@ struct Matrix {
   const void* scales = nullptr;
   const void* offsets = nullptr;
 
-  int64_t row_bytes() const {
+  GEMMANTLE_HD int64_t row_bytes() const {
     return plane == Plane::bf16 ? int64_t{2} * padded_cols : plane == Plane::int8 ? padded_cols : padded_cols / 2;
   }
 };

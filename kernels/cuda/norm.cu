@@ -1,9 +1,8 @@
 // norm.cu: RMS norms: of runs of columns, and the pair around the residual stream.
 //
 // The mean of squares is a sum of up to a few thousand f32 products, each thread's own in order, then a tree.
-//
-// budget: rms_norm_kernel 64
-// budget: add_norm_kernel 64
+// budget: rms_norm_kernel 40
+// budget: add_norm_kernel 40
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {

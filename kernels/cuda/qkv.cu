@@ -1,7 +1,6 @@
 // qkv.cu: between the products and attention: rotation of heads, and K and V into their slots.
-//
-// budget: rope_kernel 64
-// budget: store_kv_kernel 64
+// budget: rope_kernel 40
+// budget: store_kv_kernel 40
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {

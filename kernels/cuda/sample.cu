@@ -8,7 +8,6 @@
 // Equal logits are ordered by id, everywhere: greedy rows take the lowest, and at the border of top_k the lower ids
 // stay. Exponents are doubles, so a row draws the id that the CPU draws unless a random number falls within 2^-26 or so
 // of a border between two ids.
-//
 // budget: scan_kernel 48
 // budget: weigh_kernel 64
 // budget: choose_kernel 96
