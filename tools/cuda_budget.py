@@ -70,44 +70,43 @@ def demangle(names: list[str]) -> list[str]:
     return short
 
 
-def nvcc(compiler: str, source: Path, arch: str, *flags: str) -> str:
-    """Compiles for one architecture; what the compiler said."""
-    command = [compiler, "-std=c++20", f"-arch=sm_{arch}", "-O3", "-Werror=all-warnings", "-I", str(ROOT)]
-    command += ["-I", str(ROOT / "csrc"), "-Xcompiler=-Wall,-Wextra,-Wshadow", *flags, str(source)]
+def run(command: list[str], what: str) -> str:
+    """What a compiler said; its errors end the program."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        sys.exit(f"{source.name}, sm_{arch}:\n{done.stderr}")
-    return done.stderr
+        sys.exit(f"{what}:\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
 
 
-def kernels_of(compiler: str, source: Path, arch: str) -> list[Kernel]:
+def compile_file(compiler: str, source: Path, arch: str) -> tuple[str, list[Kernel]]:
+    """The PTX of a file, and what ptxas makes of it. Warnings are errors."""
+    what = f"{source.name}, sm_{arch}"
     with tempfile.TemporaryDirectory() as folder:
-        log = nvcc(compiler, source, arch, "-Xptxas", "-v", "-cubin", "-o", str(Path(folder) / "out.cubin"))
+        ptx = Path(folder) / "kernels.ptx"
+        command = [compiler, "-std=c++20", f"-arch=sm_{arch}", "-O3", "-Werror=all-warnings", "-I", str(ROOT)]
+        command += ["-I", str(ROOT / "csrc"), "-Xcompiler=-Wall,-Wextra,-Wshadow", "-ptx", str(source), "-o", str(ptx)]
+        run(command, what)
+        assembler = Path(compiler).resolve().parent / "ptxas"
+        log = run([str(assembler), "-O3", f"-arch=sm_{arch}", "-v", str(ptx), "-o", f"{ptx}.cubin"], what)
+        text = ptx.read_text()
     found = list(ENTRY.finditer(log))
     names = demangle([m["name"] for m in found]) if found else []
-    return [
+    kernels = [
         Kernel(name, int(m["registers"]), int(m["stack"]) + int(m["stores"]) + int(m["loads"]))
         for name, m in zip(names, found, strict=True)
     ]
+    return text, kernels
 
 
-def ptx_entries(compiler: str, source: Path, arch: str) -> dict[str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.ptx"
-        nvcc(compiler, source, arch, "-ptx", "-o", str(out))
-        text = out.read_text()
-    entries = text.split(".entry ")[1:]
-    names = demangle([e.split("(")[0].strip() for e in entries]) if entries else []
-    return dict(zip(names, entries, strict=True))
-
-
-def check(compiler: str, source: Path, arch: str) -> list[str]:
+def check(compiler: str, source: Path, arch: str, counts: bool) -> list[str]:
     """What is wrong with the kernels of one file on one architecture."""
     limits = {name: int(most) for name, most in LIMIT.findall(source.read_text())}
-    kernels = kernels_of(compiler, source, arch)
+    text, kernels = compile_file(compiler, source, arch)
     wrong = []
+    highest: dict[str, int] = {}
     for kernel in kernels:
         where = f"{source.name}, sm_{arch}, {kernel.name}"
+        highest[kernel.plain_name] = max(highest.get(kernel.plain_name, 0), kernel.registers)
         most = limits.get(kernel.plain_name)
         if most is None:
             wrong.append(f"{where}: no `// budget: {kernel.plain_name} REGISTERS` in the file")
@@ -115,20 +114,20 @@ def check(compiler: str, source: Path, arch: str) -> list[str]:
             wrong.append(f"{where}: {kernel.registers} registers, at most {most}")
         if kernel.wasted:
             wrong.append(f"{where}: {kernel.wasted} bytes of stack or spills")
-    for name in limits.keys() - {k.plain_name for k in kernels}:
+    for name in limits.keys() - highest.keys():
         wrong.append(f"{source.name}: a budget for {name}, which is no kernel here")
-    highest: dict[str, int] = {}
-    for kernel in kernels:
-        highest[kernel.plain_name] = max(highest.get(kernel.plain_name, 0), kernel.registers)
     for name, registers in sorted(highest.items()):
         print(f"{source.name:14} sm_{arch:4} {name:24} registers {registers:3} of {limits.get(name, 0)}")
+    wrong += check_ptx(source, text, counts)
     return wrong
 
 
-def check_ptx(compiler: str, source: Path, arch: str, counts: bool) -> list[str]:
+def check_ptx(source: Path, text: str, counts: bool) -> list[str]:
     """Local memory in the PTX is wrong; the counts are for reading."""
+    entries = text.split(".entry ")[1:]
+    names = demangle([e.split("(")[0].strip() for e in entries]) if entries else []
     wrong = []
-    for name, body in ptx_entries(compiler, source, arch).items():
+    for name, body in zip(names, entries, strict=True):
         if re.search(r"\.local\b", body):
             wrong.append(f"{source.name}, {name}: local memory")
         if counts:
@@ -152,8 +151,7 @@ def main() -> int:
     wrong = []
     for source in args.sources or sorted((ROOT / "kernels" / "cuda").glob("*.cu")):
         for arch in architectures:
-            wrong += check(compiler, source, arch)
-        wrong += check_ptx(compiler, source, architectures[0], args.counts)
+            wrong += check(compiler, source, arch, args.counts and arch == architectures[0])
     for line in wrong:
         print(line)
     return 1 if wrong else 0

@@ -7,8 +7,8 @@
 //
 // Tiles of keys begin at multiples of N of the position, so that with one split a row has the same bits whatever rows
 // share its block. Shared memory: 147 KB for prompts at width 512 (77 KB where a block may not have that much).
-// budget: attend_kernel 216
-// budget: merge_kernel 40
+// budget: attend_kernel 224
+// budget: merge_kernel 48
 #include "kernels/cuda/common.cuh"
 
 namespace gemmantle::cuda {
