@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gemmantle import bulk, evaluate, hub
 from gemmantle.api.protocol import Generation, Profile, RequestHandler, Sampling
 from gemmantle.bulk import Result, TokenLogprob, Usage
+from gemmantle.cells import loaded_here
 from gemmantle.doors import HasDoors
 from gemmantle.errors import EngineClosed, ForkedEngineError
 from gemmantle.evaluate import Score
@@ -77,12 +78,15 @@ def load(
     given = {name: value for name, value in locals().items() if name in NAMES}
     if fallback is not None:
         # The pair calls this function again without `fallback`.
-        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, given, fallback)
+        paired: Engine = importlib.import_module("gemmantle.arms.fallback_engine").load_with_fallback(
+            model, given, fallback
+        )
         return paired
     options = Options(**given)
     found = hub.resolve(model)
     settings = Settings(str(found.path.absolute()), found.name, found.aliases, options)
     engine = _shared(settings)
+    loaded_here(engine)
     try:
         engine.profile  # noqa: B018 - opens the model now, so that errors belong to this call
     except BaseException:
@@ -213,6 +217,10 @@ class Engine(HasDoors, HasWords):
     @property
     def name(self) -> str:
         return self._settings.name
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def state_path(self) -> str | None:
