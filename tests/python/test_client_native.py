@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
-from random_speaker import make_speaker
+from random_speaker import CONTROL, make_speaker
 
 import gemmantle
 from gemmantle import hub
