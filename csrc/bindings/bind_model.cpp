@@ -8,7 +8,6 @@
 #include "bindings/models.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
-#include "kernels/formats/decode.h"
 
 namespace gemmantle::bindings {
 namespace {
@@ -115,7 +114,7 @@ py::list profile_list(OpProfile* profile) {
   for (const OpProfile::Entry& entry : profile->take()) {
     py::dict op;
     op["op"] = entry.op;
-    op["format"] = entry.is_weight ? py::object(py::str(formats::info(entry.format).name)) : py::none();
+    op["format"] = entry.format.empty() ? py::object(py::none()) : py::str(entry.format);
     op["rows"] = entry.rows;
     op["cols"] = entry.cols;
     op["calls"] = entry.use.calls;
@@ -202,7 +201,8 @@ void bind_model(py::module_& m) {
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
           py::arg("profile") = false,
           "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
-          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, profile).")
+          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, "
+          "profile).")
       .def(
           "config", [](const PyModel& self) { return config_dict(self.facts().config()); },
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
@@ -212,8 +212,9 @@ void bind_model(py::module_& m) {
       .def(
           "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
           "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"
-          "format, rows and cols of the weight (of K and V for attend), bytes of weights and KV read, multiplications\n"
-          "and additions of products. Raises RequestError without profile=True.");
+          "format, rows and cols of the weight (query heads and their width for attend), bytes of weights and KV "
+          "read,\n"
+          "multiplications and additions of products. Raises RequestError without profile=True.");
 }
 
 }  // namespace gemmantle::bindings

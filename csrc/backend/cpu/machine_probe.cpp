@@ -64,8 +64,7 @@ std::optional<double> MachineProbe::product_rate(std::string_view kind, double s
   const int64_t chunks = pool_.threads() * kChunksPerThread;
   const auto operations = static_cast<double>(loop(1, sinks_[0].bytes) * kRounds * chunks);
   return median_rate(seconds, operations, [&] {
-    pool_.parallel_for(
-        chunks, [&](int64_t, int worker) { loop(kRounds, sinks_[static_cast<size_t>(worker)].bytes); });
+    pool_.parallel_for(chunks, [&](int64_t, int worker) { loop(kRounds, sinks_[static_cast<size_t>(worker)].bytes); });
   });
 }
 
