@@ -46,7 +46,7 @@ def warn_of_template(name: str, template: str | None) -> None:
         return
     _warned.add(digest)
     _log.warning(
-        "the chat template of '%s' (sha256 %s) is not the released one of July 2026, by which prompts are rendered: %s. "
+        "the chat template of '%s' (sha256 %s) is not the released one of July 2026, which prompts follow here: %s. "
         "Update the checkpoint's files, or check its answers",
         name,
         digest[:12],
