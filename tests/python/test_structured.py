@@ -107,7 +107,9 @@ def test_blanks_in_json_are_a_pattern_beside_either_field(speaker):
         assert json.loads(ask(speaker, **fields).choices[0].message.content) == {"k": 1}
         assert '"k": 1' in ask(speaker, **fields).choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="whitespace_pattern"):
-        ask(speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"whitespace_pattern": 3}})
+        ask(
+            speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"whitespace_pattern": 3}}
+        )
     with pytest.raises(openai.BadRequestError, match="both constrain"):
         ask(speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"regex": "a"}})
 
