@@ -326,7 +326,7 @@ def test_a_crowd_is_let_in_step_by_step(monkeypatch):
         stopped, go = threading.Event(), threading.Event()
 
         def turn():
-            if sum(seen) < 300:
+            if sum(seen) < 200:
                 seen.append(0)
                 loop.call_soon(turn)
 
@@ -337,10 +337,10 @@ def test_a_crowd_is_let_in_step_by_step(monkeypatch):
 
         loop.call_soon_threadsafe(hold)
         assert stopped.wait(30)
-        for _ in range(300):  # all of them wait in the queue of the system
+        for _ in range(200):  # all of them wait in the queue of the system
             stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
         go.set()
-        wait_for(lambda: sum(seen) == 300)
+        wait_for(lambda: sum(seen) == 200)
     assert max(seen) <= 40
 
 

@@ -27,7 +27,7 @@ __all__ = ["LOOPBACK", "Server", "bind", "serve"]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MAX_CONNECTIONS = 4096
 HEAD_S = 20.0  # for the head of a request to arrive
-_WAITING = 2048  # connections that the system keeps until they are accepted
+_WAITING = 256  # connections that the system keeps until they are accepted: who comes last waits for all of them
 # Connections accepted in one go of the event loop. More of them would hold up everyone who is connected already.
 ACCEPTED_AT_ONCE = 8
 _KEEP_ALIVE_S = 75  # longer than HTTP clients keep idle connections, so that they do not send into a closed one
