@@ -387,8 +387,7 @@ def test_a_call_cut_by_the_limit_is_incomplete_and_no_part_of_the_next_turn(spea
 
 def test_without_the_library_the_extra_to_install_is_named(speaker, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    opened = speaker._use()
-    monkeypatch.setattr(opened, "_structured", None)
+    monkeypatch.setattr(speaker.words, "_structured", None)
     with pytest.raises(openai.BadRequestError, match=r"gemmantle\[structured\]") as caught:
         ask(speaker, response_format={"type": "json_object"})
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "response_format")
