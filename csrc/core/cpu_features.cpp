@@ -14,6 +14,8 @@
 #include <cpuid.h>
 #endif
 
+#include "core/error.h"
+
 namespace gemmantle {
 namespace {
 
@@ -123,6 +125,15 @@ int usable_cores() {
   }
 #endif
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int thread_count(int asked) {
+  constexpr int kMaxThreads = 1024;
+  if (asked < 0 || asked > kMaxThreads) {
+    throw Error(ErrorCode::invalid_argument,
+                str("threads is ", asked, "; give 1 to ", kMaxThreads, ", or 0 for one per physical core"), "threads");
+  }
+  return asked == 0 ? usable_cores() : asked;
 }
 
 }  // namespace gemmantle

@@ -20,6 +20,9 @@ const CpuFeatures& cpu_features();
 // Physical cores in the affinity mask of the calling thread, at most the whole CPUs its control group grants; >= 1.
 int usable_cores();
 
+// The threads of `threads=`: as many as asked for, usable_cores() for 0. Throws invalid_argument.
+int thread_count(int asked);
+
 // The parts of usable_cores(), with the roots of the file systems as arguments so that tests can bring their own.
 int physical_cores(const std::vector<int>& cpus, const std::string& sysfs_cpu);     // "/sys/devices/system/cpu"
 int cgroup_cpus(const std::string& membership_file, const std::string& cgroup_fs);  // 0: no limit

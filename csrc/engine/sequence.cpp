@@ -50,7 +50,10 @@ void Sequence::set_mask(TokenMask mask) {
   mask_ = std::move(mask);
   has_mask_ = true;
   waits_since.reset();
-  is_slow = false;
+}
+
+Sequence::Clock::duration Sequence::held_up_for(Clock::time_point now) const {
+  return std::max(now - waits_since.value_or(now), now - paused_since.value_or(now));
 }
 
 // Nothing is forced while the name of the channel is still being written.

@@ -1,7 +1,9 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "backend/op_profile.h"
 #include "backend/registry.h"
 #include "checkpoint/checkpoint.h"
 #include "core/error.h"
@@ -69,15 +71,18 @@ struct Model::Parts {
 Model::Model() : parts_(std::make_unique<Parts>()) {}
 Model::~Model() = default;
 
-std::shared_ptr<Model> Model::load(const std::string& path, const BackendOptions& options) {
+std::shared_ptr<Model> Model::load(const std::string& path, const BackendOptions& options,
+                                   std::shared_ptr<OpProfile> profile) {
   std::shared_ptr<Model> model(new Model);
   Parts& p = *model->parts_;
   p.checkpoint = Checkpoint::open(path);
   p.config = ModelConfig::from(*p.checkpoint);
   p.backend = make_backend(options);
+  if (profile) p.backend = profiled(std::move(p.backend), std::move(profile));
   p.weights = std::make_unique<ModelWeights>(p.checkpoint, p.config, *p.backend);
   p.activations = std::make_unique<Activations>(p.config);
-  p.info = {p.backend->info(), options.mode, p.weights->parameters, p.weights->bytes, p.weights->formats};
+  p.info = {p.backend->info(),     options.mode,     p.backend->kv_dtype(),
+            p.weights->parameters, p.weights->bytes, p.weights->formats};
   return model;
 }
 

@@ -74,9 +74,10 @@ struct AttendState {
   float* values;  // [heads, dim]
 };
 
-// KV of mode "fast": pages of kPagePositions positions of one KV head, page_bytes() long, at any alignment. K of a page:
-// for each pair of columns, that pair of every position. V: for each pair of positions, that pair of every column. So a
-// head has an even width. A value is a bf16, or a signed byte; behind the bytes lies an f32 scale for every position.
+// KV of mode "fast": pages of kPagePositions positions of one KV head, page_bytes() long, at any alignment. K of a
+// page: for each pair of columns, that pair of every position. V: for each pair of positions, that pair of every
+// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes lies an f32 scale for
+// every position.
 enum class PageType : uint8_t { bf16, q8 };
 inline constexpr int kPagePositions = 16;
 constexpr int64_t page_bytes(PageType type, int64_t dim) noexcept {
@@ -108,11 +109,22 @@ struct PageKernels {
   void (*store)(PageType type, uint8_t* k_page, uint8_t* v_page, int64_t lane, const float* k, const float* v,
                 int64_t dim);
 
-  // As CpuKernels::attend, for rows * heads queries; [begin, end) lies inside the union of the rows' positions. `scratch`
-  // holds scratch(rows * heads, dim) floats.
+  // As CpuKernels::attend, for rows * heads queries; [begin, end) lies inside the union of the rows' positions.
+  // `scratch` holds scratch(rows * heads, dim) floats.
   int64_t (*scratch)(int queries, int dim);
   void (*attend)(const PageArgs* args, int64_t begin, int64_t end, AttendState state, float* scratch);
 };
+
+// Loops that measure the machine and compute nothing. `sink` holds kPeakSink bytes; products return how many
+// multiplications and additions they made, and are null where the instruction set has none of their kind.
+struct PeakKernels {
+  void (*read)(const uint8_t* data, int64_t bytes, uint8_t* sink);
+  int64_t (*f32)(int64_t rounds, uint8_t* sink);
+  int64_t (*bf16)(int64_t rounds, uint8_t* sink);
+  int64_t (*i8)(int64_t rounds, uint8_t* sink);
+};
+
+inline constexpr int kPeakSink = 64;
 
 inline constexpr int kMaxAttendHeads = 16;  // query heads that attend() takes at once
 
@@ -127,6 +139,8 @@ struct CpuKernels {
   // Null where the instruction set has no dot products of bytes, or of bf16.
   const CodedKernels* coded;
   const CodedKernels* halves;
+
+  const PeakKernels* peaks;
 
   // y[0, cols) = row * scale.
   void (*embed)(float* y, const WeightRows* table, int64_t row, float scale);

@@ -12,6 +12,7 @@
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/pages.h"
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/rope.h"
 
 #define GEMMANTLE_JOIN_(a, b) a##b
@@ -29,6 +30,7 @@ constexpr CpuKernels kTable = {
     .linear = linear,
     .coded = kCoded,
     .halves = kHalves,
+    .peaks = &kPeaks,
     .embed = embed,
     .rms_norm = rms_norm,
     .add = add,

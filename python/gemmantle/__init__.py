@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from gemmantle.errors import UnsupportedHardware as UnsupportedHardware
     from gemmantle.errors import UnsupportedModel as UnsupportedModel
     from gemmantle.evaluate import Score as Score
+    from gemmantle.pools import Pool as Pool
+    from gemmantle.pools import pool as pool
 
 _HOMES = {
     "AsyncOpenAI": "client",
@@ -46,6 +48,8 @@ _HOMES = {
     "Engine": "engines",
     "Remote": "arms.remote",
     "remote": "arms.remote",
+    "Pool": "pools",
+    "pool": "pools",
     "Result": "bulk",
     "Score": "evaluate",
     "load": "engines",
@@ -81,6 +85,7 @@ __all__ = [
     "ModelNotFound",
     "OpenAI",
     "OutOfMemory",
+    "Pool",
     "Remote",
     "RequestError",
     "Result",
@@ -92,6 +97,7 @@ __all__ = [
     "chat",
     "devices",
     "load",
+    "pool",
     "remote",
 ]
 

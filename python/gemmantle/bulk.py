@@ -176,7 +176,8 @@ def _submit_prompt(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
     [prompt] = read.prompts
     ids = engine.encode_prompt(prompt, read.add_bos) if isinstance(prompt, str) else prompt
     grammar = build_grammar(engine, read.sampling, read.form)
-    work, _ = admit(engine, [(ids, [read.sampling])], "prompt", grammar.guide if grammar else None)
+    guide = None if grammar is None else (lambda: grammar.guide((), read.sampling.suppress))
+    work, _ = admit(engine, [(ids, [read.sampling])], "prompt", guide)
     return _Pending(work, read.sampling, None)
 
 

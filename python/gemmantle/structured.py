@@ -42,6 +42,7 @@ class Format:
     param: str
     strict: bool = True
     whitespace: str | None = None  # pattern of the blanks in JSON; None: there are none
+    is_shown: bool = False  # the prompt tells the model the schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,11 @@ class Grammar:
     ends: tuple[int, ...]
     warnings: list[str] = field(default_factory=list)
 
-    def guide(self, opening: Sequence[int] = (), *, starts_in_thought: bool = False) -> Guide:
-        return Guide(self, opening, starts_in_thought)
+    def guide(
+        self, opening: Sequence[int] = (), banned: Sequence[int] = (), *, starts_in_thought: bool = False
+    ) -> Guide:
+        """opening: ids that may come first, as a whole. banned: ids that are never drawn, whatever the grammar says."""
+        return Guide(self, opening, banned, starts_in_thought)
 
 
 class Compiler:
@@ -247,7 +251,9 @@ class Compiler:
 class Guide:
     """Follows one reply. `mask` is what may come next, `advance` takes what came."""
 
-    def __init__(self, grammar: Grammar, opening: Sequence[int], starts_in_thought: bool) -> None:
+    def __init__(
+        self, grammar: Grammar, opening: Sequence[int], banned: Sequence[int], starts_in_thought: bool
+    ) -> None:
         import numpy
 
         self._fill = importlib.import_module("llguidance.numpy").fill_next_token_bitmask
@@ -258,6 +264,9 @@ class Guide:
         self._count = 0
         self._array = numpy.zeros((1, grammar.words), dtype=numpy.int32)
         self._bits = self._array[0].view(numpy.uint32)
+        self._permitted = numpy.full(grammar.words, 0xFFFFFFFF, dtype=numpy.uint32)
+        ids = numpy.asarray(banned, dtype=numpy.int64)
+        numpy.bitwise_and.at(self._permitted, ids >> 5, ~(numpy.uint32(1) << (ids & 31).astype(numpy.uint32)))
         self.starts_free = starts_in_thought
         self.slowest = 0.0
 
@@ -281,6 +290,7 @@ class Guide:
                 self._set(token)
         if self._count == 0 and self._opening:
             self._set(self._opening[0])
+        self._bits &= self._permitted
         if not self._bits.any():
             self._dead_end()
         self.slowest = max(self.slowest, time.perf_counter() - started)
@@ -299,6 +309,12 @@ class Guide:
         self._bits[token >> 5] |= 1 << (token & 31)
 
     def _dead_end(self) -> None:
+        if self._count == 0 and not self._matcher.is_error():
+            raise RequestError(
+                "no reply can begin: every token that the format or `tool_choice` allows first is one this model, or "
+                "`allowed_token_ids`, never says; change one of them",
+                code="invalid_value",
+            )
         reason = _short(self._matcher.get_error()) or "nothing may follow, and the text is not complete"
         raise RuntimeError(f"the grammar of this reply came to a dead end after {self._count} tokens: {reason}")
 

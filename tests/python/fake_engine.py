@@ -209,10 +209,8 @@ class FakeEngine:
         self.generations.append(generation)
         return generation
 
-    def render_chat(
-        self, messages: list[dict[str, Any]], tools: Any, thinking: bool, *, preserve_thinking: bool = False
-    ) -> FakePrompt:
-        prompt = chat.render(messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking)
+    def render_chat(self, messages: list[dict[str, Any]], tools: Any, thinking: bool, **template: bool) -> FakePrompt:
+        prompt = chat.render(messages, tools=tools, thinking=thinking, **template)
         self.prompts.append(FakePrompt(prompt.text, prompt.starts_in_thought))
         return self.prompts[-1]
 

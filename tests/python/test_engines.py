@@ -158,7 +158,16 @@ def test_a_forked_child_is_told_what_to_do(folder):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("device", "tpu"), ("mode", "quick"), ("threads", 0), ("max_context", -1), ("default_reasoning", "low")],
+    [
+        ("device", "tpu"),
+        ("mode", "quick"),
+        ("threads", 0),
+        ("max_context", -1),
+        ("default_reasoning", "low"),
+        ("kv_budget", "all"),
+        ("max_queue", -1),
+        ("idle_stream_timeout", 0),
+    ],
 )
 def test_arguments_out_of_range_are_named(folder, name, value):
     with pytest.raises(ValueError, match=name):

@@ -97,12 +97,13 @@ def _structured_outputs(value: Any, param: str) -> Format:
     if not isinstance(value, dict):
         raise RequestError(f"`{param}` is {show(value)}; it must be an object", param=param)
     given = {key: inner for key, inner in value.items() if inner is not None and inner is not False}
-    if given.pop("show_schema", None):
-        raise RequestError(
-            f"`{param}.show_schema` is not supported: write the schema into a message",
-            code="unsupported_parameter",
-            param=f"{param}.show_schema",
-        )
+    is_shown = given.pop("show_schema", False)
+    if not isinstance(is_shown, bool):
+        where = f"{param}.show_schema"
+        raise RequestError(f"`{where}` is {show(is_shown)}; it must be true or false", param=where)
+    if is_shown and "json" not in given:
+        where = f"{param}.show_schema"
+        raise RequestError(f"`{where}` needs `{param}.json`, a schema to be shown", param=where)
     blanks = given.pop("whitespace_pattern", None)
     if blanks is not None and not isinstance(blanks, str):
         where = f"{param}.whitespace_pattern"
@@ -129,7 +130,7 @@ def _structured_outputs(value: Any, param: str) -> Format:
                 raise RequestError(f"`{where}` is no JSON: {error}", param=where) from None
         if not isinstance(inner, dict):
             raise RequestError(f"`{where}` is {show(inner)}; it must be a schema", param=where)
-        return Format("json", inner, where, whitespace=blanks)
+        return Format("json", inner, where, whitespace=blanks, is_shown=is_shown)
     if kind == "choice":
         if not isinstance(inner, list) or not inner or not all(isinstance(text, str) and text for text in inner):
             raise RequestError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from gemmantle.api.models import card
 from gemmantle.api.protocol import ServingEngine
 from gemmantle.errors import ModelNotFound
+from gemmantle.names import without_paths
 
 __all__ = ["ServedModels"]
 
@@ -24,7 +24,7 @@ class ServedModels:
 
     def add(self, engine: ServingEngine) -> None:
         self.engines.append(engine)
-        for name in (engine.profile.name, *_public_aliases(engine)):
+        for name in (engine.profile.name, *without_paths(engine.profile.aliases)):
             self._named.setdefault(name, engine)
 
     def find(self, name: str) -> ServingEngine | None:
@@ -35,8 +35,4 @@ class ServedModels:
         raise ModelNotFound(f"model '{name[:200]}' is not served here; this server answers as: {known}")
 
     def cards(self) -> list[dict[str, Any]]:
-        return [{**card(engine.profile), "aliases": _public_aliases(engine)} for engine in self.engines]
-
-
-def _public_aliases(engine: ServingEngine) -> list[str]:
-    return [alias for alias in engine.profile.aliases if not Path(alias).exists()]
+        return [{**card(engine.profile), "aliases": without_paths(engine.profile.aliases)} for engine in self.engines]
