@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "kernels/formats/decode.h"
 
 namespace gemmantle {
 namespace {
@@ -150,10 +151,11 @@ class ProfiledBackend final : public Backend {
     return backend_->place(mapped, std::move(keep));
   }
   int run(const std::function<void(Ops&)>& step) override {
-    return backend_->run([&](Ops& ops) {
+    const auto profiled_step = [&](Ops& ops) {
       ProfiledOps timed_ops(ops, *profile_);
       step(timed_ops);
-    });
+    };
+    return backend_->run(std::ref(profiled_step));
   }
 
  private:
@@ -164,12 +166,10 @@ class ProfiledBackend final : public Backend {
 }  // namespace
 
 void OpProfile::add(const char* op, const Weight* weight, const Use& use) {
-  add(Key(op, true, weight->format, weight->rows, weight->cols), use);
+  add(Key(op, formats::info(weight->format).name, weight->rows, weight->cols), use);
 }
 
-void OpProfile::add(const char* op, int64_t rows, int64_t cols, const Use& use) {
-  add(Key(op, false, formats::FormatId{}, rows, cols), use);
-}
+void OpProfile::add(const char* op, int64_t rows, int64_t cols, const Use& use) { add(Key(op, "", rows, cols), use); }
 
 void OpProfile::add(const Key& key, const Use& use) {
   const std::lock_guard lock(mutex_);
@@ -188,8 +188,8 @@ std::vector<OpProfile::Entry> OpProfile::take() {
   }
   std::vector<Entry> entries;
   for (const auto& [key, use] : uses) {
-    const auto& [op, is_weight, format, rows, cols] = key;
-    entries.push_back({op, is_weight, format, rows, cols, use});
+    const auto& [op, format, rows, cols] = key;
+    entries.push_back({std::string(op), std::string(format), rows, cols, use});
   }
   std::sort(entries.begin(), entries.end(),
             [](const Entry& a, const Entry& b) { return a.use.seconds > b.use.seconds; });

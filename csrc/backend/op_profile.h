@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -27,19 +28,19 @@ class OpProfile {
   };
   struct Entry {
     std::string op;
-    bool is_weight;  // format, rows and cols are those of a weight; else rows and cols are 0 or those of K and V
-    formats::FormatId format;
-    int64_t rows, cols;
+    std::string format;  // of its weight; empty without one
+    int64_t rows, cols;  // of its weight; query heads and their width for attend; else 0
     Use use;
   };
 
+  // `op` is a literal.
   void add(const char* op, const Weight* weight, const Use& use);
   void add(const char* op, int64_t rows, int64_t cols, const Use& use);
   // What was added since the last call, longest first.
   std::vector<Entry> take();
 
  private:
-  using Key = std::tuple<std::string, bool, formats::FormatId, int64_t, int64_t>;
+  using Key = std::tuple<std::string_view, std::string_view, int64_t, int64_t>;  // names are literals
   void add(const Key& key, const Use& use);
 
   std::mutex mutex_;

@@ -8,7 +8,6 @@
 #include "bindings/models.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
-#include "kernels/formats/decode.h"
 
 namespace gemmantle::bindings {
 namespace {
@@ -126,7 +125,7 @@ py::list profile_list(OpProfile* profile) {
   for (const OpProfile::Entry& entry : profile->take()) {
     py::dict op;
     op["op"] = entry.op;
-    op["format"] = entry.is_weight ? py::object(py::str(formats::info(entry.format).name)) : py::none();
+    op["format"] = entry.format.empty() ? py::object(py::none()) : py::str(entry.format);
     op["rows"] = entry.rows;
     op["cols"] = entry.cols;
     op["calls"] = entry.use.calls;
@@ -144,7 +143,7 @@ py::dict info_dict(const ModelInfo& info) {
   out["isa"] = info.backend.isa;
   out["threads"] = info.backend.threads;
   out["mode"] = info.mode == Mode::exact ? "exact" : "fast";
-  out["kv"] = kv_name(info.kv);
+  out["kv_type"] = kv_name(info.kv);
   out["weight_bytes"] = info.weight_bytes;
   out["parameters"] = info.parameters;
   out["formats"] = info.formats;
@@ -222,12 +221,13 @@ void bind_model(py::module_& m) {
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
       .def(
           "info", [](const PyModel& self) { return info_dict(self.facts().info()); },
-          "How it is run: device, isa, threads, mode, kv, weight_bytes, parameters, formats.")
+          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats.")
       .def(
           "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
           "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"
-          "format, rows and cols of the weight (of K and V for attend), bytes of weights and KV read, multiplications\n"
-          "and additions of products. Raises RequestError without profile=True.");
+          "format, rows and cols of the weight (query heads and their width for attend), bytes of weights and KV "
+          "read,\n"
+          "multiplications and additions of products. Raises RequestError without profile=True.");
 }
 
 }  // namespace gemmantle::bindings

@@ -1,4 +1,9 @@
 // bind_system.cpp: version, devices and instruction sets.
+#include <cstdlib>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "backend/cpu/cpu_isa.h"
 #include "backend/registry.h"
 #include "bindings/convert.h"
@@ -47,6 +52,16 @@ void bind_system(py::module_& m) {
       },
       "Kernel tables of the CPU, best first: name, needs, available, active.\n\n"
       "Raises RequestError when GEMMANTLE_CPU_ISA names one that cannot run here.");
+
+  m.def(
+      "trim_memory",
+      [] {
+        const py::gil_scoped_release unlocked;
+#ifdef __GLIBC__
+        ::malloc_trim(0);
+#endif
+      },
+      "Gives memory that was freed back to the system where the allocator keeps it.");
 }
 
 }  // namespace gemmantle::bindings

@@ -141,6 +141,7 @@ bool Scheduler::admit_next(int priority) {
       if (only_waits) continue;
       return false;
     }
+    sequence.make_room(limits_.block_size);
     take_kept(sequence, kept);
     while (!running_.empty() && !has_room(sequence)) {
       if (evict_slow()) continue;

@@ -46,6 +46,14 @@ Sequence::Sequence(std::vector<int32_t> prompt, SamplingParams params, const std
   close_thought_at_budget();
 }
 
+void Sequence::make_room(int64_t block_size) {
+  const int64_t most = prompt_size_ + limit_;
+  const auto most_blocks = static_cast<size_t>(most / block_size + 1);
+  tokens_.reserve(static_cast<size_t>(most));
+  prefix.nodes.reserve(most_blocks);
+  for (Blocks& held : blocks) held.table.reserve(most_blocks);
+}
+
 void Sequence::set_mask(TokenMask mask) {
   mask_ = std::move(mask);
   has_mask_ = true;

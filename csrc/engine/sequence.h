@@ -74,6 +74,9 @@ class Sequence {
   PromptLogprobs take_prompt_logprobs() { return std::move(prompt_logprobs_); }
   bool is_complete() const { return pending() == 0 && limit_ == output_size(); }
 
+  // Memory for all tokens and blocks that it will ever have, so that its steps ask for none.
+  void make_room(int64_t block_size);
+
   int64_t computed = 0;  // positions whose K and V are stored
   int64_t furthest = 0;  // the most that were ever computed
   int64_t cached = 0;    // positions of the prompt that were not computed but found

@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "backend/op_profile.h"
@@ -100,8 +101,8 @@ Tensor Model::forward(const Batch& batch, KvCache& kv) {
   check_batch(batch, p.config);
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
-  const int bad =
-      p.backend->run([&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); });
+  const auto step = [&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); };
+  const int bad = p.backend->run(std::ref(step));  // the function itself would be copied to the heap
   if (bad != Backend::kFinite) {
     const int layer = bad - 1;
     std::string found = p.weights->find_not_finite(layer);

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gemmantle.chat.tokenizer import Tokenizer as Tokenizer
     from gemmantle.client import AsyncOpenAI as AsyncOpenAI
     from gemmantle.client import OpenAI as OpenAI
+    from gemmantle.display import show as show
     from gemmantle.engines import Engine as Engine
     from gemmantle.engines import load as load
     from gemmantle.errors import CorruptFile as CorruptFile
@@ -53,6 +54,7 @@ _HOMES = {
     "Result": "bulk",
     "Score": "evaluate",
     "load": "engines",
+    "show": "display",
     "Tokenizer": "chat.tokenizer",
     "CorruptFile": "errors",
     "DeviceError": "errors",
@@ -99,6 +101,7 @@ __all__ = [
     "load",
     "pool",
     "remote",
+    "show",
 ]
 
 

@@ -126,6 +126,15 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="pages of this origin may call (CORS)"
     )
+    parser.add_argument(
+        "--state", metavar="FILE", help="keep stored responses, chats, files and batches in this file (default: memory)"
+    )
+    parser.add_argument(
+        "--fallback",
+        action="append",
+        metavar="REGION",
+        help="hand what cannot be answered here to the remote service in this region; data then leaves the machine",
+    )
     parser.add_argument("--max-concurrency", type=int, help="sequences that run at once, of each model")
     parser.add_argument(
         "--max-requests", type=int, default=1024, help="requests answered at once (default %(default)s)"
@@ -149,6 +158,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.max_requests < 1 or not 1 <= options.max_body_mib <= 64:
         raise ValueError("--max-requests must be at least 1, --max-body-mib from 1 to 64")
     body_bytes = options.max_body_mib << 20
+    fallback = None if options.fallback is None else gemmantle.remote(region=options.fallback)
     run.serve(
         options.models,
         lambda model: _load(options, model),
@@ -158,6 +168,8 @@ def _serve(options: argparse.Namespace) -> int:
         hosts=options.allow_host,
         keys=keys,
         origins=options.allow_origin,
+        state_path=options.state,
+        fallback=fallback,
         limits=server.Limits(
             body_bytes=body_bytes,
             bodies_bytes=max(8 * body_bytes, 64 << 20),

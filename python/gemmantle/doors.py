@@ -44,6 +44,7 @@ class HasDoors:
     def asgi(self, **options: Any) -> Any:
         """An ASGI application that answers from here, for any asyncio server; it needs no extra package.
 
-        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits.
+        Options are those of `gemmantle.server.Application`: keys, hosts, origins, limits, state_path, fallback.
         """
+        options = {"state_path": getattr(self, "state_path", None), **options}
         return importlib.import_module("gemmantle.server").Application(self._served(), **options)

@@ -13,17 +13,19 @@ import importlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 from gemmantle import bulk, evaluate, hub
 from gemmantle.api.protocol import Generation, Profile, RequestHandler, Sampling
 from gemmantle.bulk import Result, TokenLogprob, Usage
+from gemmantle.cells import loaded_here
 from gemmantle.doors import HasDoors
 from gemmantle.errors import EngineClosed, ForkedEngineError
 from gemmantle.evaluate import Score
 from gemmantle.opened import OpenModel, id_array
 from gemmantle.options import NAMES, Options, Settings
+from gemmantle.progress import Progress, Show
 from gemmantle.words import HasWords, Words
 
 if TYPE_CHECKING:
@@ -79,12 +81,15 @@ def load(
     given = {name: value for name, value in locals().items() if name in NAMES}
     if fallback is not None:
         # The pair calls this function again without `fallback`.
-        paired: Engine = importlib.import_module("gemmantle.arms.pair").load_with_fallback(model, given, fallback)
+        paired: Engine = importlib.import_module("gemmantle.arms.fallback_engine").load_with_fallback(
+            model, given, fallback
+        )
         return paired
     options = Options(**given)
     found = hub.resolve(model)
     settings = Settings(str(found.path.absolute()), found.name, found.aliases, options)
     engine = _shared(settings)
+    loaded_here(engine)
     try:
         engine.profile  # noqa: B018 - opens the model now, so that errors belong to this call
     except BaseException:
@@ -111,6 +116,7 @@ class Engine(HasDoors, HasWords):
         *,
         ordered: bool = True,
         on_result: Callable[[Result], object] | None = None,
+        progress: Show = "auto",
     ) -> Iterator[Result]:
         """Answer requests; many run at once, and only as many are taken from the iterable as keep the engine full.
 
@@ -120,22 +126,28 @@ class Engine(HasDoors, HasWords):
 
         ordered: results come in the order of the requests; False gives each as soon as it has ended, and its `index`
         says which it is. on_result: all requests run in this call, each result goes to it, and the iterator is empty.
+        progress: "auto" shows a bar after two seconds (terminal, notebook) or writes to the log "gemmantle"; False
+        shows nothing; a function gets a `gemmantle.progress.Standing`.
         """
-        results = bulk.generate(self, requests, self._ahead, ordered)
+        total = len(requests) if isinstance(requests, Sized) else None
+        shown = Progress("generate", total, progress)
+        results = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
         if on_result is None:
             return results
         for result in results:
             on_result(result)
         return iter(())
 
-    def score(self, items: Iterable[Any], *, mode: str = "pair") -> list[Any]:
+    def score(self, items: Iterable[Any], *, mode: str = "pair", progress: Show = "auto") -> list[Any]:
         """Log-likelihoods (spec api 11.1).
 
         mode "pair": items are (context, continuation), both text or both ids; gives a list of Score.
         mode "choice": items are (context, [continuation, ...]); gives a list of lists of Score.
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
+        progress: as in `generate`.
         """
-        return evaluate.score(self, items, mode, self._ahead)
+        with contextlib.closing(Progress("score", None, progress)) as shown:
+            return evaluate.score(self, items, mode, self._ahead, shown)
 
     def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
         """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.
@@ -174,9 +186,10 @@ class Engine(HasDoors, HasWords):
     # -- facts
 
     def info(self) -> dict[str, Any]:
-        """What is loaded: model, files, device, mode, sizes, defaults, fingerprint."""
+        """What is loaded: model, files, device, mode, sizes, bytes of weights, KV and work, defaults, fingerprint."""
         opened = self._use()
         profile = opened.profile
+        stats = opened.engine.stats()
         return {
             "name": profile.name,
             "path": self._settings.path,
@@ -190,6 +203,17 @@ class Engine(HasDoors, HasWords):
                 "top_p": profile.default_top_p,
                 "top_k": profile.default_top_k,
             },
+            "kv": {
+                "bytes": stats["kv_bytes"],
+                "budget_bytes": stats["kv_budget"],
+                "max_context": stats["max_context"],
+                "max_concurrency": stats["max_sequences"],
+            },
+            "memory": {
+                "weights": opened.model.info()["weight_bytes"],
+                "kv": stats["kv_bytes"],
+                "work": stats["work_bytes"],
+            },
             **opened.model.info(),
             "config": opened.model.config(),
         }
@@ -201,6 +225,10 @@ class Engine(HasDoors, HasWords):
     @property
     def name(self) -> str:
         return self._settings.name
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     @property
     def state_path(self) -> str | None:
@@ -290,11 +318,14 @@ class Engine(HasDoors, HasWords):
         opened, self._opened = self._opened, None
         if opened is None:
             return
-        if opened.pid == os.getpid():
-            opened.engine.close()
-        else:
+        if opened.pid != os.getpid():
             # Destroying it here would join threads that fork() did not copy.
             _left_by_parent.append(opened)
+            return
+        trim = opened.core.trim_memory
+        opened.engine.close()
+        del opened
+        trim()
 
 
 _registry_lock = threading.RLock()

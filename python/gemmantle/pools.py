@@ -53,7 +53,7 @@ class Pool(HasDoors):
         if not models:
             raise ValueError("models is empty; name at least one")
         self._arguments = (models, max_resident, options)
-        self._state_path = Options(**options).state_path
+        self.state_path = Options(**options).state_path
         self._pid = os.getpid()
         self._max_resident = max_resident
         self._closed = False
@@ -130,7 +130,7 @@ class Pool(HasDoors):
     # -- inside
 
     def _handler(self) -> Handler:
-        return Handler(self, None if self._state_path is None else str(self._state_path))
+        return Handler(self, None if self.state_path is None else str(self.state_path))
 
     def _served(self) -> Pool:
         return self

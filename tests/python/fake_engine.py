@@ -48,6 +48,7 @@ class FakeDelta:
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
     thought_cut: bool = False
+    awaits_mask: bool = False
 
 
 class FakePrompt:
@@ -109,6 +110,9 @@ class FakeGeneration:
                 self.cancelled = True
                 self._engine.cancelled += 1
                 self._signal()
+
+    def allow(self, mask: Any) -> None:
+        """Scripts say what they say: a constrained reply goes where its grammar does not."""
 
     def release(self) -> None:
         with self._lock:

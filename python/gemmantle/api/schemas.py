@@ -57,11 +57,19 @@ class CommonRequest:
     include_usage: bool = False
     return_token_ids: bool = False
     return_details: bool = False
-    service_tier: str = "default"  # priority, default or flex: the one that was applied
     asks_prompt_logprobs: bool = False
     truncate_prompt_tokens: int | None = None
     form: Format | None = None  # what the text of the reply must be
     ignored: list[str] = field(default_factory=list)  # unknown fields, where the engine was told to report them
+
+    @property
+    def service_tier(self) -> str:
+        """The tier that is applied, which is nothing but the priority in the engine."""
+        return next(tier for tier, priority in _PRIORITIES.items() if priority == self.sampling.priority)
+
+    @service_tier.setter
+    def service_tier(self, tier: str) -> None:
+        self.sampling.priority = _PRIORITIES[tier]
 
 
 @dataclass
@@ -238,8 +246,8 @@ def _read_common(fields: Fields, request: CommonRequest) -> None:
     request.include_usage = bool(options.get("include_usage"))
 
 
-_TIERS = {"auto": "default", "default": "default", "scale": "default", "fast": "default"}
-_TIERS |= {"priority": "priority", "flex": "flex"}
+_PRIORITIES = {"priority": 1, "default": 0, "flex": -1}
+_TIERS = {**{tier: tier for tier in _PRIORITIES}, **dict.fromkeys(("auto", "scale", "fast"), "default")}
 
 
 def _read_tier(fields: Fields) -> str:

@@ -83,7 +83,7 @@ def _speed(options: argparse.Namespace, path: str, modes: Sequence[str]) -> dict
     print(report.speed_table(found, limits))
     for one in found:
         if one.case.what != speed.ALL_ROWS and (one.case.depth, one.case.batch) == (options.depth[0], options.batch[0]):
-            print(f"ops of {one.case.what}, mode {one.mode}, a {'step' if one.case.what == speed.DECODE else 'prompt'}:")
+            print(f"ops of {one.case.label}, mode {one.mode}, {'a step' if one.case.what == speed.DECODE else 'all'}:")
             print(report.operation_table(one, limits))
     memory = {} if options.no_footprint else _footprint(options, path, modes)
     return {

@@ -39,6 +39,10 @@ class Probe:
     def __init__(self, threads: int | None = None) -> None:
         self._probe: Any = importlib.import_module("gemmantle._core").MachineProbe(threads or 0)
 
+    @property
+    def threads(self) -> int:
+        return int(self._probe.threads)
+
     def read(self, seconds: float = 0.2) -> float:
         """GB/s, the median of passes; it changes from second to second on a shared host."""
         return float(self._probe.read_rate(seconds)) / 1e9
@@ -46,7 +50,7 @@ class Probe:
     def limits(self, seconds: float = 0.2) -> Limits:
         kinds = {kind: self._probe.product_rate(kind, seconds) for kind in ("f32", "bf16", "i8")}
         gops = {kind: None if rate is None else float(rate) / 1e9 for kind, rate in kinds.items()}
-        return Limits(threads=int(self._probe.threads), read=self.read(seconds), **gops)
+        return Limits(threads=self.threads, read=self.read(seconds), **gops)
 
 
 def processor() -> str:

@@ -38,6 +38,10 @@ class Case:
         """Tokens that one timed unit (a prompt, or a step of decode) works on."""
         return self.batch if self.what == DECODE else self.tokens
 
+    @property
+    def label(self) -> str:
+        return f"{self.what} at depth {self.depth}, {self.batch} at once"
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -85,7 +89,8 @@ class Measurement:
 
     def share_of_products(self, limits: Limits) -> float:
         """Of the products' rate: what the products of a unit would take at the limit, over what it took."""
-        return sum(_product_seconds(self.mode, operation, limits) for operation in self.operations) / self.median_seconds
+        at_limit = sum(_product_seconds(self.mode, operation, limits) for operation in self.operations)
+        return at_limit / self.median_seconds
 
 
 def share_of_limit(mode: str, operation: Operation, limits: Limits) -> tuple[float, str]:
@@ -132,7 +137,7 @@ def measure(
     for turn in range(rounds):
         for measurement in found:
             case, engine = measurement.case, engines[measurement.mode]
-            progress(f"round {turn + 1} of {rounds}: {case.what}, depth {case.depth}, batch {case.batch}, {engine.mode}")
+            progress(f"round {turn + 1} of {rounds}: {case.label}, mode {engine.mode}")
             for prefix in depths[case]:
                 engine.first_token(prefix)  # kept from the round before, where there is room
             measurement.read.append(read_rate())
