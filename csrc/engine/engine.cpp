@@ -83,7 +83,7 @@ struct Engine::Parts {
 
 Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
     : owner_(::getpid()) {
-  const KvLayout layout(model->config(), std::max<int64_t>(1, options.block_size));
+  const KvLayout layout(model->config(), model->backend(), std::max<int64_t>(1, options.block_size));
   const EngineLimits limits = derive_limits(options, model->config(), layout, free_memory());
   auto runner = std::make_unique<ModelRunner>(std::move(model), layout, limits.scheduler);
   parts_ = std::make_unique<Parts>(std::move(runner), limits, std::move(vocabulary), options);

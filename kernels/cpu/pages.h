@@ -1,8 +1,8 @@
 // pages.h: KV of mode "fast", in pages, and attention over it for many queries at once.
 //
 // The layouts of K and V (kernel_table.h) are those of a vector of pairs: a vector of K holds a pair of columns of many
-// positions, so scores come out one position a lane; a vector of V holds a pair of positions of many columns. Nothing is
-// shuffled or added across lanes. Queries and weights are rounded to bf16, all sums are in f32.
+// positions, so scores come out one position a lane; a vector of V holds a pair of positions of many columns. Nothing
+// is shuffled or added across lanes. Queries and weights are rounded to bf16, all sums are in f32.
 //
 // Tiles of positions start at multiples of kAttendTile, and a query takes exactly those of its own range: what it gets
 // does not depend on the queries beside it.
@@ -224,9 +224,8 @@ static inline void score_pages(const uint16_t* q, int queries, int64_t dim, cons
         const int position = p + i * kLanes;
         k[i] = pages.k[position / kPagePositions] + position % kPagePositions * kPairBytes;
       }
-      with_queries(queries - j, [&]<int Q>() {
-        score_vectors<Q, kPageVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p);
-      });
+      with_queries(queries - j,
+                   [&]<int Q>() { score_vectors<Q, kPageVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p); });
     }
   }
 }
