@@ -73,7 +73,8 @@ TEST(Limits, half_of_the_free_memory_is_the_default_budget) {
   const ModelConfig config = config_of();
   const KvLayout layout(config, *backend(), 16);
   const EngineLimits limits = derive_limits({}, config, layout, int64_t{1} << 20);
-  EXPECT_LE(bytes_of(limits, layout), int64_t{1} << 19);
+  EXPECT_EQ(limits.kv_budget, int64_t{1} << 19);
+  EXPECT_LE(bytes_of(limits, layout), limits.kv_budget);
   EXPECT_LT(limits.max_context, 4096);
 }
 
@@ -96,10 +97,17 @@ TEST(Limits, every_sequence_has_a_row_in_a_step) {
 
 TEST(Limits, a_wrong_option_is_named) {
   const std::pair<const char*, EngineOptions> cases[] = {
-      {"max_context", {.max_context = 4097}},  {"max_context", {.max_context = -1}},
-      {"max_sequences", {.max_sequences = 0}}, {"max_queue", {.max_queue = -1}},
-      {"max_rows", {.max_rows = 0}},           {"block_size", {.block_size = 0}},
-      {"kv_bytes", {.kv_bytes = -1}},          {"eos_ids", {.eos_ids = {1000}}},
+      {"max_context", {.max_context = 4097}},
+      {"max_context", {.max_context = -1}},
+      {"max_sequences", {.max_sequences = 0}},
+      {"max_queue", {.max_queue = -1}},
+      {"max_rows", {.max_rows = 0}},
+      {"block_size", {.block_size = 0}},
+      {"kv_bytes", {.kv_bytes = -1}},
+      {"eos_ids", {.eos_ids = {1000}}},
+      {"max_queue_ms", {.max_queue_ms = -1}},
+      {"stream_buffer", {.stream_buffer = 0}},
+      {"idle_stream_ms", {.idle_stream_ms = 0}},
   };
   for (const auto& [field, options] : cases) {
     const Failure failure = failure_of(options);
