@@ -50,7 +50,7 @@ class OpenModel:
         options = settings.options
         path = Path(settings.path)
         self.model = self.core.Model.load(
-            settings.path, device=options.device, threads=options.threads or 0, mode=options.mode
+            settings.path, device=options.device, threads=options.threads or 0, mode=options.mode, kv=options.kv
         )
         config: dict[str, Any] = dict(self.model.config())
         size = int(config["vocab_size"])

@@ -181,7 +181,7 @@ def test_a_notebook_folds_thoughts_and_shows_calls(kernel, capsys):
     assert capsys.readouterr().out == ""
 
 
-HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x onerror=3>
+HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x>
 
 [d]: javascript:4
 
