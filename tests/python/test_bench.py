@@ -143,6 +143,16 @@ def test_a_profile_adds_up_to_the_weights():
         assert next(entry["calls"] for entry in engine.take_profile() if entry["op"] == "sample") == 1
 
 
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_profile_changes_no_bit(mode):
+    ids = np.arange(300, 420, dtype=np.int32)
+    plain, profiled = (
+        _core.Engine(_core.Model.load(PATH, device="cpu", mode=mode, profile=profile), max_context=512).logits(ids)
+        for profile in (False, True)
+    )
+    assert np.array_equal(plain, profiled)
+
+
 def test_a_model_without_profile_says_so():
     model = _core.Model.load(PATH, device="cpu")
     with pytest.raises(RequestError, match="profile=True"):
