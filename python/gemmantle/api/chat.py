@@ -118,7 +118,7 @@ class ChatAnswer(Reading):
     def close_events(self) -> bytes:
         usage = self._usage()
         self._save()
-        return self._chunks.close(usage, self._totals.members(usage))
+        return self._chunks.close(usage, self._totals.members(self._choices, usage))
 
     def body(self) -> dict[str, Any]:
         value = self._body()
@@ -138,7 +138,7 @@ class ChatAnswer(Reading):
             value["prompt_token_ids"] = self._prompt_ids
         if self._request.asks_prompt_logprobs:
             value["prompt_logprobs"] = prompt_logprobs(self._engine, self._prompt_ids, self.work.generation(0))
-        value.update(self._totals.members(usage))
+        value.update(self._totals.members(self._choices, usage))
         return value
 
     def _usage(self) -> dict[str, Any]:

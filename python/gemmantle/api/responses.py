@@ -542,7 +542,7 @@ class ResponseAnswer(Reading):
                 response["token_ids"] = choice.ids
             if self._request.return_details:
                 response["stop_reason"] = choice.stop_reason
-                response.update(self._totals.members(self._totals.usage([choice], 1)))
+                response.update(self._totals.members([choice], self._totals.usage([choice], 1)))
         self._emit(f"response.{'incomplete' if status == 'cancelled' else status}", response=response)
 
     def _emit_item(self, kind: str, **members: Any) -> None:
