@@ -76,12 +76,13 @@ struct AttendState {
 
 // KV of mode "fast": pages of kPagePositions positions of one KV head, page_bytes() long, at any alignment. K of a
 // page: for each pair of columns, that pair of every position. V: for each pair of positions, that pair of every
-// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes lies an f32 scale for
-// every position.
+// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes of a page lie, for
+// every kPageGroup columns, f32 scales of its positions.
 enum class PageType : uint8_t { bf16, q8 };
 inline constexpr int kPagePositions = 16;
+inline constexpr int kPageGroup = 32;
 constexpr int64_t page_bytes(PageType type, int64_t dim) noexcept {
-  return kPagePositions * (type == PageType::bf16 ? 2 * dim : dim + 4);
+  return kPagePositions * (type == PageType::bf16 ? 2 * dim : dim + 4 * ((dim + kPageGroup - 1) / kPageGroup));
 }
 
 // Queries of one sequence that read one KV head: `heads` of each of `rows` rows, each row over its own positions.

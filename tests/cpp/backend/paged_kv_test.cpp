@@ -37,12 +37,17 @@ double to_half(float x) { return double{bf16_to_f32(f32_to_bf16(x))}; }
 // One head of one position as the cache holds it.
 std::vector<double> kept(const Rows& x, int64_t row, int64_t column, int64_t dim, DType kv) {
   std::vector<double> out;
-  float most = 0;
-  for (int64_t i = 0; i < dim; ++i) most = std::max(most, std::abs(x.at(row, column + i)));
   for (int64_t i = 0; i < dim; ++i) {
     const float value = x.at(row, column + i);
-    const double code = std::nearbyint(value * (127.0f / most));
-    out.push_back(kv == DType::bf16 ? to_half(value) : code * double{most / 127.0f});
+    if (kv == DType::bf16) {
+      out.push_back(to_half(value));
+      continue;
+    }
+    float most = 0;  // of its group of 32
+    for (int64_t j = i / 32 * 32; j < std::min(dim, i / 32 * 32 + 32); ++j) {
+      most = std::max(most, std::abs(x.at(row, column + j)));
+    }
+    out.push_back(to_half(std::nearbyint(value * (127.0f / most)) * (most / 127.0f)));
   }
   return out;
 }
