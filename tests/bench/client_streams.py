@@ -34,9 +34,7 @@ async def run(options: argparse.Namespace) -> None:
     client = async_client_for(PacedEngine(options.rate), max_retries=0)
     tokens = int(options.rate * options.seconds)
     started, cpu = time.monotonic(), time.thread_time()
-    found = await asyncio.gather(
-        *[read(client, tokens, started + options.seconds / 2) for _ in range(options.streams)]
-    )
+    found = await asyncio.gather(*[read(client, tokens, started + options.seconds / 2) for _ in range(options.streams)])
     wall, cpu = time.monotonic() - started, time.thread_time() - cpu
     streams, chunks = (sum(column) for column in zip(*found, strict=True))
     print(f"openai {openai.__version__}: {options.streams} streams of {options.rate:g} tokens a second, {wall:.1f} s")

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models, pre_tokenizers
 
-__all__ = ["CONTROL", "LETTERS", "make_speaker"]
+__all__ = ["CONTROL", "GOLDEN", "LETTERS", "make_speaker"]
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "odd" / "e2b"
 CONTROL = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -11,10 +12,13 @@ import openai
 import pytest
 from fake_engine import HELLO, FakeEngine
 from mock_mantle import KEY, Mantle
+from serving import serving
 
 import gemmantle
 from gemmantle import cli
+from gemmantle.api import Reply
 from gemmantle.errors import CorruptFile, UnsupportedHardware
+from gemmantle.server import Application, ServedModels
 
 FAR = "google/gemma-4-E2B-it"
 USER = [{"role": "user", "content": "Hi"}]
@@ -105,3 +109,35 @@ def test_a_state_file_that_is_none_is_told(capsys, tmp_path):
     (tmp_path / "text").write_text("not a database")
     assert cli.main(["serve", "m", "--port", "0", "--state", str(tmp_path / "text")]) == 1
     assert "state_path" in capsys.readouterr().err
+
+
+class Endless:
+    """A body that knows how it was closed: a remote one can be closed on its own loop only."""
+
+    def __init__(self):
+        self.closed = threading.Event()
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(0.001)
+        return b'data: {"choices":[]}\n\n'
+
+    async def aclose(self):
+        self.closed.set()
+
+
+def test_a_body_is_closed_on_its_loop_when_the_caller_leaves():
+    body = Endless()
+
+    class Handler:
+        async def ahandle(self, request):
+            return Reply(200, [("content-type", "text/event-stream")], body)
+
+    application = Application(ServedModels())
+    application.handler = Handler()
+    with serving(application=application) as door, door.client() as client:
+        with client.chat.completions.create(model="m", messages=USER, stream=True) as stream:
+            next(stream)
+        assert body.closed.wait(20)

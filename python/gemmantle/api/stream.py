@@ -81,6 +81,7 @@ class MergedDelta:
     stop_reason: str | int | None
     usage: tuple[int, int, int, int] | None
     thought_cut: bool
+    queue_ms: float | None
 
 
 def merged(ready: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
@@ -104,6 +105,7 @@ def _merge(deltas: list[Delta]) -> Delta:
         stop_reason=last.stop_reason,
         usage=last.usage,
         thought_cut=any(delta.thought_cut for delta in deltas),
+        queue_ms=last.queue_ms,
     )
 
 
