@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="the server door runs on uvicorn: pip inst
 from serving import serving
 
 from gemmantle import cli
-from gemmantle.server import Limits
+from gemmantle.server import Limits, ServedModels
 
 USER = [{"role": "user", "content": "Hi"}]
 BODY = json.dumps({"model": "fake", "messages": USER}).encode()
@@ -568,6 +568,7 @@ def test_a_loaded_engine_is_an_asgi_application():
     from gemmantle.engines import Engine
 
     engine = FakeEngine(HELLO)
+    engine._served = lambda: ServedModels([engine])
     application = Engine.asgi(engine, keys=["k"])
     sent = []
 
