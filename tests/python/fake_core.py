@@ -116,8 +116,8 @@ class Engine:
         return table[-1:] if last_only else table
 
     def stats(self) -> dict[str, Any]:
-        limits = {"kv_bytes": 0, "work_bytes": 0, "kv_budget": 0, "max_context": self.max_context(), "max_sequences": 16}
-        return {"queued": 0, "running": 0, **limits}
+        limits = {"kv_bytes": 0, "kv_budget": 0, "max_context": self.max_context(), "max_sequences": 16}
+        return {"queued": 0, "running": 0, "work_bytes": 0, **limits}
 
     def max_context(self) -> int:
         return self.options["max_context"] or 64
