@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -42,6 +43,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual BackendInfo info() const = 0;
   virtual DType activation_dtype() const = 0;
+  // Bytes that allocate() can still give; -1 where that is the memory of the host.
+  virtual int64_t free_bytes() const { return -1; }
 
   // The KV cache: its type, the number that a block of positions must be a multiple of, and the bytes of K (or of V) of
   // one layer for so many slots.
@@ -55,6 +58,9 @@ class Backend {
 
   // A copy of host memory: norms, frequencies, small tables.
   virtual Buffer upload(const void* host, size_t bytes) = 0;
+
+  // Copies what a step left in memory of this backend to the host.
+  virtual void read(void* host, const void* from, size_t bytes) { std::memcpy(host, from, bytes); }
 
   // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
   virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <new>
 #include <thread>
@@ -84,7 +83,9 @@ struct Engine::Parts {
 Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
     : owner_(::getpid()) {
   const KvLayout layout(model->config(), model->backend(), std::max<int64_t>(1, options.block_size));
-  const EngineLimits limits = derive_limits(options, model->config(), layout, free_memory());
+  const int64_t on_device = model->backend().free_bytes();
+  const int64_t free_bytes = on_device >= 0 ? on_device : free_memory();
+  const EngineLimits limits = derive_limits(options, model->config(), layout, free_bytes);
   auto runner = std::make_unique<ModelRunner>(std::move(model), layout, limits.scheduler);
   parts_ = std::make_unique<Parts>(std::move(runner), limits, std::move(vocabulary), options);
 }
@@ -323,8 +324,7 @@ void Engine::Parts::step() {
       if (!wanted[r].keeps) continue;
       const LogitsSink& sink = *wanted[r].sequence->sink;
       const int64_t row = sink.last_only ? 0 : wanted[r].position;
-      std::memcpy(sink.values.get() + row * logits.cols, logits.row(static_cast<int64_t>(r)),
-                  static_cast<size_t>(logits.cols) * sizeof(float));
+      runner->read(sink.values.get() + row * logits.cols, logits.slice(static_cast<int64_t>(r), 1));
     }
     sampled.resize(builder.sample_rows().size());
     if (!sampled.empty()) runner->sample(logits, builder.sample_rows(), sampled);

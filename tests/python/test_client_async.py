@@ -72,10 +72,16 @@ def test_the_loop_runs_on_while_a_request_waits():
             await asyncio.sleep(0.005)
             longest = max(longest, time.monotonic() - before)
 
+    async def release():
+        while not engine.generations:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.3)
+        engine.release()
+
     async def main():
-        watcher = asyncio.create_task(watch())
-        asyncio.get_running_loop().call_later(0.3, engine.release)
+        watcher, releaser = asyncio.create_task(watch()), asyncio.create_task(release())
         answer = await ask(client)
+        await releaser
         watcher.cancel()
         return answer.choices[0].message.content
 

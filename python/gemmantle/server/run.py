@@ -163,7 +163,6 @@ def serve(
     given and has the model.
     """
     _allow_many_files()
-    listener = bind(host, port)
     is_loopback = host in ("localhost", "::1") or host.startswith("127.")
     served = ServedModels()
     application = Application(
@@ -173,6 +172,7 @@ def serve(
         fallback=fallback,
         **options,
     )
+    listener = bind(host, port)
     if not is_loopback and not options.get("keys"):
         _tell(f"anyone who reaches {host} can use this server: set --api-key or GEMMANTLE_API_KEY to ask for a key")
     failures: list[Exception] = []
