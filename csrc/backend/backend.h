@@ -22,7 +22,7 @@ struct BackendOptions {
   std::string device = "auto";  // auto, cpu, reference, cuda
   int threads = 0;              // 0: physical cores the process may use
   Mode mode = Mode::exact;
-  std::optional<DType> kv;  // type of K and V: f32, bf16, or i8 with scales; none: as the mode wants it
+  std::optional<DType> kv = std::nullopt;  // type of K and V: f32, bf16, or i8 with scales; none: as the mode wants it
 };
 
 struct BackendInfo {
