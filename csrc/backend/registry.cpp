@@ -26,6 +26,9 @@ std::vector<DeviceInfo> devices() {
 }
 
 std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
+  if (options.device == "reference" && options.kv.value_or(DType::f32) != DType::f32) {
+    throw Error(ErrorCode::invalid_argument, "device 'reference' keeps K and V in f32; leave kv out", "kv");
+  }
   if (options.device == "auto") return cuda_status().available ? make_cuda_backend(options) : make_cpu_backend(options);
   if (options.device == "cpu") return make_cpu_backend(options);
   if (options.device == "reference") return make_reference_backend(options);

@@ -12,6 +12,7 @@ struct CpuFeatures {
   bool avx_vnni = false;     // avx2 and dot products of bytes
   bool avx512 = false;       // AVX-512 F, BW, DQ, VL, and avx2
   bool avx512_vnni = false;  // avx512 and dot products of bytes
+  bool avx512_bf16 = false;  // avx512_vnni and dot products of bf16
 };
 
 const CpuFeatures& cpu_features();

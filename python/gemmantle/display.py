@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
+from gemmantle.kernel import running_kernel
+
 __all__ = ["show"]
 
 UPDATE_S = 0.1  # between two updates of a notebook's output
@@ -173,8 +175,7 @@ class _Screen(Protocol):
 
 def _screen(thoughts: bool) -> _Screen:
     """A notebook's output where this runs in a kernel, else standard output."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None and hasattr(shell, "kernel"):
+    if running_kernel() is not None:
         return _Notebook(importlib.import_module("IPython.display").display, thoughts)
     return _Terminal(sys.stdout, thoughts)
 

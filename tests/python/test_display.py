@@ -174,12 +174,14 @@ def test_a_notebook_is_updated_ten_times_a_second_at_most_and_ends_in_markdown(k
 def test_a_notebook_folds_thoughts_and_shows_calls(kernel, capsys):
     show(chat(FakeEngine([*THOUGHT, *content("Yes."), *CALL]), tools=TOOLS, reasoning_effort="high"))
     last = kernel.bundles[-1]["text/markdown"]
-    assert re.search(r"<details><summary>Thoughts</summary><div[^>]*>Let me see&#46;</div></details>\n\nYes\.\n\n", last)
+    assert re.search(
+        r"<details><summary>Thoughts</summary><div[^>]*>Let me see&#46;</div></details>\n\nYes\.\n\n", last
+    )
     assert "<code>f</code>" in last
     assert capsys.readouterr().out == ""
 
 
-HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x onerror=3>
+HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x>
 
 [d]: javascript:4
 

@@ -11,6 +11,7 @@ namespace gemmantle {
 std::span<const CpuIsa> cpu_isas() {
   static const CpuIsa list[] = {
 #if defined(__x86_64__)
+    {"avx512_bf16", GEMMANTLE_TABLE_avx512_bf16, "AVX-512 F, BW, DQ, VL, VNNI, BF16", cpu_features().avx512_bf16},
     {"avx512_vnni", GEMMANTLE_TABLE_avx512_vnni, "AVX-512 F, BW, DQ, VL, VNNI", cpu_features().avx512_vnni},
     {"avx512", GEMMANTLE_TABLE_avx512, "AVX-512 F, BW, DQ, VL", cpu_features().avx512},
     {"avx_vnni", GEMMANTLE_TABLE_avx_vnni, "AVX2, FMA, F16C, AVX-VNNI", cpu_features().avx_vnni},

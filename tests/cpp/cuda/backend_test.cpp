@@ -170,10 +170,11 @@ TEST_F(CudaAttendTest, scattered_blocks_windows_and_prompts) {
       Rows cache_k(cells, heads.kv_dim(), 0), cache_v = cache_k;
       Buffer cuda_k = cuda_->allocate(static_cast<size_t>(cells * heads.kv_dim() * 2));
       Buffer cuda_v = cuda_->allocate(static_cast<size_t>(cells * heads.kv_dim() * 2));
-      const KvView host{cache_k.tensor(), cache_v.tensor(), kBlock};
+      const KvView host{cache_k.tensor(), cache_v.tensor(), kBlock, heads.kv};
       const KvView device{{cuda_k.data, DType::bf16, cells, heads.kv_dim(), heads.kv_dim()},
                           {cuda_v.data, DType::bf16, cells, heads.kv_dim(), heads.kv_dim()},
-                          kBlock};
+                          kBlock,
+                          heads.kv};
       cuda_->run([&](Ops& ops) { ops.store_kv(device, k.tensor(), v.tensor(), slots); });
       reference_->run([&](Ops& ops) { ops.store_kv(host, k.tensor(), v.tensor(), slots); });
 

@@ -1,6 +1,6 @@
-"""Runs a checkpoint with device "cuda" and writes what came out to an .npz file: `cuda_on_host.py FOLDER OUT`.
+"""Runs a checkpoint with device "cuda" and writes what came out to an .npz file: `golden_on_cuda.py FOLDER OUT`.
 
-A program of its own, because a process asks for the CUDA plugin once: GEMMANTLE_CUDA_LIBRARY names the plugin whose
+A program of its own, because a process asks for the CUDA plugin once: GEMMANTLE_CUDA_LIBRARY may name one whose
 kernels run on the host.
 """
 
@@ -27,20 +27,21 @@ def run(folder: Path) -> dict[str, Any]:
         ids = golden["ids"].tolist()
     n = len(ids)
     with gemmantle.load(folder, device="cuda") as engine:
-        out: dict[str, Any] = {
-            "device": engine.info()["device"],
-            "whole": engine.logits(ids),
-            "chunked": engine.logits(ids, chunks=[17, 1, 16, n - 34]),
-            "by_token": engine.logits(ids[:24], chunks=[1] * 24),
-            "last": engine.logits(ids, last_only=True),
-        }
         [alone] = engine.generate([greedy(ids, DECODED)])
         [hit] = engine.generate([greedy(ids, DECODED)])
         together = list(engine.generate([greedy(ids, DECODED), greedy(ids[:31], DECODED), greedy(ids[::-1], 3)]))
-        out |= {"alone": alone.ids, "hit": hit.ids, "batched": together[0].ids}
-        out["read"] = engine.logits([*ids, *alone.ids])[n - 1 : -1]
-        out["cached"] = [result.usage.cached_tokens for result in (alone, hit)]
-    return out
+        return {
+            "device": engine.info()["device"],
+            "alone": alone.ids,
+            "hit": hit.ids,
+            "batched": together[0].ids,
+            "cached": [result.usage.cached_tokens for result in (alone, hit)],
+            "whole": engine.logits(ids),
+            "chunked": engine.logits(ids, chunks=[17, 1, 16, n - 34]),
+            "by_token": engine.logits(ids, chunks=[1] * n),
+            "last": engine.logits(ids, last_only=True),
+            "read": engine.logits([*ids, *alone.ids])[n - 1 : -1],
+        }
 
 
 if __name__ == "__main__":
