@@ -108,7 +108,7 @@ Scratch layout(const ExpertArgs& a) {
 }
 
 // The matrix with the rows of `up`, and the first of them that belongs to `expert`.
-__device__ __forceinline__ WeightRow first_up_row(const ExpertArgs& a, int expert) {
+__device__ __forceinline__ MatrixRow first_up_row(const ExpertArgs& a, int expert) {
   if (a.up.values != nullptr) return {&a.up, static_cast<int64_t>(expert) * a.up.rows};
   return {&a.gate_up, static_cast<int64_t>(expert) * a.gate_up.rows + a.down.cols};
 }
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kProductThreads, 2)
   const int base = static_cast<int>(blockIdx.x) * kTileRows, rank = static_cast<int>(blockIdx.y);
   const int row = static_cast<int>(blockIdx.z), left = a.down.cols - base;
   const int expert = a.ids.data[row * a.ids.stride + rank];
-  const WeightRow up = first_up_row(a, expert);
+  const MatrixRow up = first_up_row(a, expert);
   const int64_t first[2] = {static_cast<int64_t>(expert) * a.gate_up.rows + base, up.row + base};
   const int lefts[2] = {left, left};
   const ConstRows x{a.x.data + row * a.x.stride, 1, a.x.cols, a.x.stride};
@@ -153,16 +153,17 @@ __global__ void __launch_bounds__(kProductThreads, 2)
     const float* from = hidden + (static_cast<int64_t>(row) * a.ids.cols + rank) * a.down.cols;
     float sum[1][1][4] = {};
     WeightTile<plane> w[1];
+    w[0].begin(a.down, first, left);
     for (int start = 0; start < a.down.padded_cols; start += FewDownShared::kCols) {
       const int cols = min(FewDownShared::kCols, a.down.padded_cols - start);
-      w[0].load(a.down, first, left, start);
+      w[0].load(a.down, start);
       simt::syncwarp();  // the warp has read what lay here
       for (int unit = lane; unit < (cols + kTurn - 1) / kTurn * kTurnUnits; unit += kWarp) {
         s.x[warp][unit] = stage_unit<plane>(from, start, unit, a.down.cols);
       }
       simt::syncwarp();
       for (int col = 0; col < cols; col += kTurn) {
-        if (col > 0) w[0].load(a.down, first, left, start + col);
+        if (col > 0) w[0].load(a.down, start + col);
         multiply_turn<plane, 1, 1>(
             sum, w, [&](int, int unit) { return g > 0 ? make_uint4(0, 0, 0, 0) : s.x[warp][col / 8 + unit]; });
       }
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const ExpertTile tile = scratch.tiles[blockIdx.x];
   if (tile.rows == 0) return;
   const int c0 = static_cast<int>(blockIdx.y) * (Tile::kW / 2), used = a.ids.cols;
-  const WeightRow up = first_up_row(a, tile.expert);
+  const MatrixRow up = first_up_row(a, tile.expert);
   GemmSums<Tile> sums = {};
   gemm_block<Tile, plane>(
       s, sums, a.gate_up.padded_cols, a.gate_up.values,
@@ -237,7 +238,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
         if (r >= tile.rows) return nullptr;
         return scratch.x + static_cast<int64_t>(scratch.order[tile.first + r] / used) * a.gate_up.padded_cols;
       },
-      [&](int r) -> WeightRow {
+      [&](int r) -> MatrixRow {
         const int c = c0 + r / 16 * 8 + r % 8;
         if (c >= a.down.cols) return {};
         if (r % 16 >= 8) return {up.matrix, up.row + c};
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
         if (r >= tile.rows) return nullptr;
         return scratch.hidden + static_cast<int64_t>(tile.first + r) * a.down.padded_cols;
       },
-      [&](int r) -> WeightRow {
+      [&](int r) -> MatrixRow {
         if (c0 + r >= a.down.rows) return {};
         return {&a.down, static_cast<int64_t>(tile.expert) * a.down.rows + c0 + r};
       });

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   gemm_block<Shape, Plane::bf16>(
       s, sums, w.padded_cols, w.values, [&](int r) { return x0 + r < x.rows ? x.data + (x0 + r) * x.stride : nullptr; },
       [&](int r) {
-        return w0 + r < w.rows ? WeightRow{&w, w0 + r} : WeightRow{};
+        return w0 + r < w.rows ? MatrixRow{&w, w0 + r} : MatrixRow{};
       });
   for_each_sum<Shape>(sums, [&](int row, int column, float sum) {
     if (x0 + row < y.rows && w0 + column < y.cols) y.data[(x0 + row) * y.stride + w0 + column] = sum;
@@ -40,9 +40,10 @@ __global__ void __launch_bounds__(kUnpackThreads) unpack_kernel(View<Bf16> out, 
   if (i >= static_cast<int64_t>(out.rows) * pieces) return;
   const int64_t row = i / pieces;
   const int col = static_cast<int>(i % pieces) * P::kValues;
+  const WeightRow<plane> from(w, first + row);
   uint32_t words[4];
-  load_piece<plane>(words, w, first + row, col);
-  const PieceScale scale = piece_scale<plane>(w, first + row, col);
+  from.load(words, col);
+  const PieceScale scale = piece_scale<plane>(w, from.groups, col);
   Bf16* to = out.data + row * out.stride + col;
 #pragma unroll
   for (int chunk = 0; chunk < P::kChunks; ++chunk) {

@@ -40,13 +40,13 @@ template <class Shape>
 using GemmSums = float[Shape::kWarpX / 16][Shape::kWarpW / 8][4];
 
 // Row `row` of a matrix, counted through all its matrices; none: zeros.
-struct WeightRow {
+struct MatrixRow {
   const Matrix* matrix = nullptr;
   int64_t row = 0;
 };
 
 // sums = the tile of x w^T over `cols` columns, a multiple of kGemmStep. x_row(r) is row r of the tile, [cols] bf16, or
-// null for zeros; w_row(r) is a WeightRow. Both are asked once. `anything` is mapped memory, 16-byte aligned.
+// null for zeros; w_row(r) is a MatrixRow. Both are asked once. `anything` is mapped memory, 16-byte aligned.
 template <class Shape, Plane plane, class XRow, class WRow>
 __device__ __forceinline__ void gemm_block(GemmShared<Shape>& s, GemmSums<Shape>& sums, int cols, const void* anything,
                                            XRow x_row, WRow w_row) {
@@ -65,19 +65,21 @@ __device__ __forceinline__ void gemm_block(GemmShared<Shape>& s, GemmSums<Shape>
     x_from[i] = r < Shape::kX ? x_row(r) : nullptr;
   }
   const Bf16* w_from[kWCopies];
-  WeightRow w_piece;
+  MatrixRow w_piece;
+  WeightRow<plane> w_from_piece;
   const int piece_row = t / kPieces, piece_col = t % kPieces * P::kValues;
   if constexpr (plane == Plane::bf16) {
 #pragma unroll
     for (int i = 0; i < kWCopies; ++i) {
       const int r = (t + i * kGemmThreads) / kUnits;
-      const WeightRow from = r < Shape::kW ? w_row(r) : WeightRow{};
+      const MatrixRow from = r < Shape::kW ? w_row(r) : MatrixRow{};
       w_from[i] = from.matrix == nullptr
                       ? nullptr
                       : reinterpret_cast<const Bf16*>(from.matrix->values) + from.row * from.matrix->padded_cols;
     }
   } else if (piece_row < Shape::kW) {
     w_piece = w_row(piece_row);
+    if (w_piece.matrix != nullptr) w_from_piece = WeightRow<plane>(*w_piece.matrix, w_piece.row);
   }
 
   uint32_t words[4];
@@ -102,8 +104,8 @@ __device__ __forceinline__ void gemm_block(GemmShared<Shape>& s, GemmSums<Shape>
         scale = {};
         words[0] = words[1] = words[2] = words[3] = 0;
         if (w_piece.matrix != nullptr) {
-          load_piece<plane>(words, *w_piece.matrix, w_piece.row, col + piece_col);
-          scale = piece_scale<plane>(*w_piece.matrix, w_piece.row, col + piece_col);
+          w_from_piece.load(words, col + piece_col);
+          scale = piece_scale<plane>(*w_piece.matrix, w_from_piece.groups, col + piece_col);
         }
       }
     }

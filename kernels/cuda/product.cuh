@@ -40,9 +40,11 @@ __device__ __forceinline__ void product_block(ProductShared<rows, tiles>& s, con
   const int t = static_cast<int>(threadIdx.x), lane = t % kWarp, warp = t / kWarp, g = lane / 4;
   float sum[tiles][columns][4] = {};
   WeightTile<plane> w[tiles];
+  w[0].begin(w0, first[0], left[0]);
+  if constexpr (tiles == 2) w[1].begin(w1, first[1], left[1]);
   const auto load = [&](int col) {
-    w[0].load(w0, first[0], left[0], col);
-    if constexpr (tiles == 2) w[1].load(w1, first[1], left[1], col);
+    w[0].load(w0, col);
+    if constexpr (tiles == 2) w[1].load(w1, col);
   };
   for (int base = 0; base < w0.padded_cols; base += Shared::kCols) {
     const int cols = min(Shared::kCols, w0.padded_cols - base);

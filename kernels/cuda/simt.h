@@ -105,6 +105,12 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
+// (a & mask) | bits
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t d;
+  asm("lop3.b32 %0,%1,%2,%3,0xea;\n" : "=r"(d) : "r"(a), "r"(mask), "r"(bits));
+  return d;
+}
 // A pair of bf16 values in one register, `low` in the low half. Rounding is to nearest, ties to even.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t pair;

@@ -40,6 +40,7 @@ struct Piece<Plane::bf16> {
 };
 
 constexpr uint32_t kOnes = 0x3f803f80u;
+constexpr uint32_t kMinus128s = 0xc300c300u;
 constexpr uint32_t k128s = 0x43004300u;  // bf16 128 has an ulp of 1: the low bits of its mantissa are an integer
 
 template <>
@@ -54,8 +55,8 @@ struct Piece<Plane::int8> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t bytes = words[2 * chunk + i / 2] >> 8 * (i % 2);
-      const uint32_t low_bits = (bytes & 0x007f007fu) | k128s;            // 128 + the low seven bits
-      const uint32_t base = (bytes & 0x00800080u) | k128s | 0x80008000u;  // -128, or -256 where the sign bit is set
+      const uint32_t low_bits = simt::and_or(bytes, 0x007f007fu, k128s);   // 128 + the low seven bits
+      const uint32_t base = simt::and_or(bytes, 0x00800080u, kMinus128s);  // -128, or -256 where the sign bit is set
       pairs[i] = simt::fma_bf16x2(simt::fma_bf16x2(low_bits, kOnes, base), s.scale, s.offset);
     }
   }
@@ -74,7 +75,7 @@ struct Piece<Plane::int4> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t nibbles = words[chunk] >> (8 * (i % 2) + 4 * (i / 2));
-      const uint32_t q = simt::fma_bf16x2((nibbles & 0x000f000fu) | k128s, kOnes, kMinus136s);
+      const uint32_t q = simt::fma_bf16x2(simt::and_or(nibbles, 0x000f000fu, k128s), kOnes, kMinus136s);
       pairs[i] = simt::fma_bf16x2(q, s.scale, s.offset);
     }
   }
@@ -94,11 +95,12 @@ __device__ __forceinline__ int64_t plane_bytes(Plane plane, int64_t values) {
   return plane == Plane::bf16 ? 2 * values : plane == Plane::int8 ? values : values / 2;
 }
 
+// Scale and offset of the piece at column `col` of a row whose scales begin at `row_groups`.
 template <Plane plane>
-__device__ __forceinline__ PieceScale piece_scale(const Matrix& w, int64_t row, int col) {
+__device__ __forceinline__ PieceScale piece_scale(const Matrix& w, int64_t row_groups, int col) {
   PieceScale found;
   if constexpr (plane != Plane::bf16) {
-    const int64_t at = row * (w.padded_cols / w.group) + col / w.group;
+    const int64_t at = row_groups + (col >> (plane == Plane::int8 && w.group == 16 ? 4 : 5));
     const float scale = plane_scale(w.scales, w.wide_scales, at);
     found.scale = simt::pack_bf16(scale, scale);
     if (w.offsets != nullptr) {
@@ -108,6 +110,24 @@ __device__ __forceinline__ PieceScale piece_scale(const Matrix& w, int64_t row, 
   }
   return found;
 }
+
+// A row of a matrix, counted through all its matrices; none: nothing may be loaded.
+template <Plane plane>
+struct WeightRow {
+  const uint8_t* values = nullptr;
+  int64_t groups = 0;  // where its scales begin
+
+  __device__ __forceinline__ WeightRow() {}
+  __device__ __forceinline__ WeightRow(const Matrix& w, int64_t row)
+      : values(w.values + plane_bytes(plane, row * w.padded_cols)),
+        groups(plane == Plane::bf16 ? 0 : row * (w.padded_cols / (plane == Plane::int8 && w.group == 16 ? 16 : 32))) {}
+
+  // The piece at column `col`, in four words.
+  __device__ __forceinline__ void load(uint32_t (&words)[4], int col) const {
+    const uint4 piece = __ldg(reinterpret_cast<const uint4*>(values + plane_bytes(plane, col)));
+    words[0] = piece.x, words[1] = piece.y, words[2] = piece.z, words[3] = piece.w;
+  }
+};
 
 // The eight values of a chunk in their own order: runs of four that begin at first_run(chunk) and second_run(chunk).
 template <Plane plane>
@@ -124,34 +144,34 @@ __device__ __forceinline__ void unpack_runs(uint2& first, uint2& second, const u
   }
 }
 
-// The piece of row `row` (counted through all matrices) at column `col`.
-template <Plane plane>
-__device__ __forceinline__ void load_piece(uint32_t (&words)[4], const Matrix& w, int64_t row, int col) {
-  const uint8_t* from = w.values + plane_bytes(plane, row * w.padded_cols + col);
-  const uint4 piece = __ldg(reinterpret_cast<const uint4*>(from));
-  words[0] = piece.x, words[1] = piece.y, words[2] = piece.z, words[3] = piece.w;
-}
-
-// What one lane holds of a turn of sixteen rows: pieces of rows lane / 4 and lane / 4 + 8.
+// What one lane holds of sixteen rows: pieces of rows lane / 4 and lane / 4 + 8, a turn at a time.
 template <Plane plane>
 struct WeightTile {
   static constexpr int kPieces = kTurn / (4 * Piece<plane>::kValues);
+  WeightRow<plane> rows[2];
   uint32_t words[2][kPieces][4];
   PieceScale scale[2][kPieces];
 
-  // Rows [row, row + rows) of w, counted through all its matrices, from column `col`; what is beyond is zero.
-  __device__ __forceinline__ void load(const Matrix& w, int64_t row, int rows, int col) {
+  // Rows [first, first + count) of w, counted through all its matrices; those beyond are zero.
+  __device__ __forceinline__ void begin(const Matrix& w, int64_t first, int count) {
+    const int r = static_cast<int>(threadIdx.x) % kWarp / 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      rows[h] = r + 8 * h < count ? WeightRow<plane>(w, first + r + 8 * h) : WeightRow<plane>();
+  }
+
+  // The turn that begins at column `col`; columns beyond the padded ones are zero.
+  __device__ __forceinline__ void load(const Matrix& w, int col) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int r = lane / 4 + 8 * h;
 #pragma unroll
       for (int p = 0; p < kPieces; ++p) {
         const int c = col + (4 * p + lane % 4) * Piece<plane>::kValues;
         scale[h][p] = {};
-        if (r < rows && c < w.padded_cols) {
-          load_piece<plane>(words[h][p], w, row + r, c);
-          scale[h][p] = piece_scale<plane>(w, row + r, c);
+        if (rows[h].values != nullptr && c < w.padded_cols) {
+          rows[h].load(words[h][p], c);
+          scale[h][p] = piece_scale<plane>(w, rows[h].groups, c);
         } else {
 #pragma unroll
           for (int i = 0; i < 4; ++i) words[h][p][i] = 0;

@@ -78,7 +78,11 @@ class CudaBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_backend(const BackendOptions&) {
+std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
+  if (options.kv.value_or(DType::bf16) != DType::bf16) {
+    throw Error(ErrorCode::invalid_argument, "device 'cuda' keeps K and V in bf16; give kv='bf16' or leave it out",
+                "kv");
+  }
   const DeviceProperties device = device_properties();
   if (device.capability < kOldestCapability) {
     throw Error(ErrorCode::unsupported,

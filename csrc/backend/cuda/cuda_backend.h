@@ -9,7 +9,7 @@
 
 namespace gemmantle::cuda {
 
-// Throws unsupported where the device is older than sm_80.
+// Throws unsupported where the device is older than sm_80, invalid_argument for K and V that are not bf16.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options);
 
 }  // namespace gemmantle::cuda

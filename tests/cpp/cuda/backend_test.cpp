@@ -11,6 +11,7 @@
 
 #include "backend/cuda/cuda_backend.h"
 #include "backend/reference/reference_backend.h"
+#include "core/error.h"
 #include "kernels/common/float.h"
 #include "kernels/cuda/launch.h"
 #include "simt_fibers.h"
@@ -320,6 +321,14 @@ TEST_F(CudaBackendTest, a_step_of_a_known_shape_is_replayed_with_what_it_brings)
   EXPECT_EQ(simt::host::replays - before, 4);  // all but the first
   cuda_->run([&](Ops& ops) { ops.add(y.tensor(), y.tensor(), 1.0f); });
   EXPECT_EQ(simt::host::replays - before, 4);  // another step is no replay
+}
+
+TEST_F(CudaBackendTest, other_types_of_k_and_v_are_refused) {
+  BackendOptions options;
+  options.kv = DType::bf16;
+  EXPECT_NO_THROW(cuda::make_backend(options));
+  options.kv = DType::f32;
+  EXPECT_THROW(cuda::make_backend(options), Error);
 }
 
 TEST_F(CudaBackendTest, memory_is_zeroed_and_read_back) {

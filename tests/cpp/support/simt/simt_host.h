@@ -222,6 +222,7 @@ void copy_wait() {
   }
 }
 
+inline uint32_t and_or(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
 inline uint32_t pack_bf16(float low, float high) {
   return gemmantle::f32_to_bf16(low) | static_cast<uint32_t>(gemmantle::f32_to_bf16(high)) << 16;
 }
