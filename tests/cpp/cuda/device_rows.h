@@ -23,7 +23,7 @@ class DeviceArray {
  public:
   explicit DeviceArray(size_t n) : size_(n), memory_(n * sizeof(T)) {}
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size()) {
-    DeviceStream().upload(memory_.data(), values.data(), values.size() * sizeof(T));
+    if (!values.empty()) DeviceStream().upload(memory_.data(), values.data(), values.size() * sizeof(T));
   }
   T* data() const { return reinterpret_cast<T*>(memory_.data()); }
   size_t size() const { return size_; }
