@@ -42,6 +42,8 @@ void switch_to(Context& from, const Context& to, [[maybe_unused]] bool last = fa
     Quiet quiet;
     next = to;
   }
+  // In a register: with detect_stack_use_after_return, a stack that is left for good takes `next` with it.
+  void* const sp = next.sp;
 #if defined(SIMT_ADDRESS_SANITIZER)
   void* fake_stack = nullptr;
   __sanitizer_start_switch_fiber(last ? nullptr : &fake_stack, next.stack, next.size);
@@ -50,7 +52,7 @@ void switch_to(Context& from, const Context& to, [[maybe_unused]] bool last = fa
   constexpr unsigned kOrdersNothing = 1;
   __tsan_switch_to_fiber(next.tsan, kOrdersNothing);
 #endif
-  simt_switch(&from.sp, next.sp);
+  simt_switch(&from.sp, sp);
 #if defined(SIMT_ADDRESS_SANITIZER)
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
