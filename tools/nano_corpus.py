@@ -168,10 +168,12 @@ def _invented(r: random.Random) -> str:
 
 @dataclass
 class Source:
-    """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from."""
+    """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from, `hard` draws
+    more of what is learned last."""
 
     r: random.Random
     held: bool = False
+    hard: bool = False
     atoms: list[str] = field(default_factory=list)
 
     def admits(self, atom: str) -> bool:
@@ -368,6 +370,9 @@ def make_sum(s: Source, digits: int = 2) -> Exchange:
             b = r.randrange(10)
         if op == "-" and b > a:
             a, b = b, a
+        carries = a % 10 + b % 10 > 9 if op == "+" else a % 10 < b % 10
+        if s.hard and not carries and r.random() < 0.3:
+            continue
         if s.admits(sum_atom(a, b, op)):
             break
     s.take(sum_atom(a, b, op))
@@ -388,7 +393,8 @@ CAPITAL_ASKS = [
 
 
 def make_capital(s: Source, known: bool | None = None) -> Exchange:
-    known = s.r.random() < 0.7 if known is None else known
+    if known is None:
+        known = s.r.random() < (0.55 if s.hard else 0.7)
     ask = s.phrase(CAPITAL_ASKS)
     if known:
         c = s.r.choice(list(CAPITALS))
@@ -501,9 +507,11 @@ class Tool:
 def make_tools(s: Source, count: int | None = None) -> list[Tool]:
     r = s.r
     out: list[Tool] = []
-    count = count or r.choice((1, 2, 2, 3, 3))
+    count = count or r.choice((1, 2, 3, 3, 3) if s.hard else (1, 2, 2, 3, 3))
     while len(out) < count:
         verb = r.choice(r.choice((GET_VERBS, DO_VERBS)))
+        if s.hard and r.random() < 0.35:
+            verb = s.word(NOUNS, 0.8)  # can only be copied from the declaration, not recalled
         noun = s.word(NOUNS, 0.45)
         if r.random() < 0.12:
             noun += " " + s.word(NOUNS, 0.2)
@@ -576,6 +584,8 @@ def make_call(s: Source, tools: list[Tool]) -> Exchange:
         asks += ["I need the {n}{w}.", "Please help with the {n}{w}."]
         if tool.verb in GET_VERBS:
             asks += ["What is the {n}{w}?", "What is the {n}{w}?", "Tell me the {n}{w}.", "How is the {n}{w}?"]
+        if s.hard:
+            asks += 2 * asks[5:]  # the verb must be found by the noun
     ask = r.choice(asks).format(V=tool.verb.capitalize(), v=tool.verb, n=tool.noun, w=w)
     results: tuple[Callable[[], str], ...] = (
         lambda: str(r.randrange(1000)),
@@ -705,7 +715,8 @@ SYSTEMS = [
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each kind of conversation is drawn, and the share of one-digit sums."""
+    """How often each kind of conversation is drawn, and the share of one-digit sums; `hard`: carries, several tools
+    whose verb the question does not say, unknown countries."""
 
     sums: float = 3.4
     thinking_sums: float = 1.3
@@ -715,12 +726,13 @@ class Mix:
     memory: float = 1.1
     talk: float = 0.35
     one_digit: float = 0.15
+    hard: bool = False
 
 
 def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     """One training conversation: several exchanges, often of several skills; every atom is on the training side."""
     mix = mix or Mix()
-    s = Source(r)
+    s = Source(r, hard=mix.hard)
     kinds = ("sums", "thinking_sums", "capitals", "extraction", "tools", "memory", "talk")
     kind = r.choices(kinds, [getattr(mix, k) for k in kinds])[0]
 
@@ -776,7 +788,9 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
             if unknown.answer.split()[-1].rstrip(".") not in told:
                 exchanges.append(unknown)
     else:
-        if kind in ("sums", "talk"):
+        if kind == "sums" and mix.hard:
+            count = r.choice((1, 2, 4, 6, 8, 10))
+        elif kind in ("sums", "talk"):
             count = r.choice((2, 3, 4, 5))
         elif kind in ("extraction", "capitals", "tools"):
             count = r.choice((1, 2, 2, 3))
