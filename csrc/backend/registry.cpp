@@ -13,7 +13,7 @@ std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> list;
   DeviceInfo cpu{"cpu", "", true, ""};
   try {
-    cpu.description = str("this processor, kernels '", choose_cpu_isa().kernels->name, "', ", usable_cores(), " cores");
+    cpu.description = str("this processor, kernels '", choose_cpu_isa().name, "', ", usable_cores(), " cores");
   } catch (const Error& e) {  // GEMMANTLE_CPU_ISA asks for what is not there
     cpu.available = false;
     cpu.reason = e.message();

@@ -221,11 +221,13 @@ py::dict stats_of(const EngineStats& stats) {
   out["full_blocks_total"] = stats.blocks_total[kFull];
   out["blocks_kept"] = stats.blocks_kept[kSliding] + stats.blocks_kept[kFull];
   out["kv_bytes"] = stats.kv_bytes;
+  out["kv_budget"] = stats.kv_budget;
   out["work_bytes"] = stats.work_bytes;
   out["max_context"] = stats.max_context;
   out["max_sequences"] = stats.max_sequences;
   out["max_rows"] = stats.max_rows;
   out["max_queue"] = stats.max_queue;
+  out["max_queue_ms"] = stats.max_queue_ms;
   out["block_size"] = stats.block_size;
   out["deterministic"] = stats.deterministic;
   out["queue_time"] = histogram_of(stats.queue_time);
@@ -319,7 +321,8 @@ void bind_engine(py::module_& m) {
   py::class_<PyEngine>(m, "Engine", "Many requests over one model, on a thread of its own.")
       .def(py::init([](const PyModel& model, const PyVocabulary* vocabulary, const std::vector<long long>& eos_ids,
                        int64_t max_context, int64_t max_sequences, int64_t max_queue, int64_t max_rows,
-                       int64_t block_size, int64_t kv_bytes, bool deterministic) {
+                       int64_t block_size, int64_t kv_bytes, bool deterministic, int64_t max_queue_ms,
+                       int64_t stream_buffer, int64_t idle_stream_ms) {
              const EngineOptions options{to_ids(eos_ids, "eos_ids"),
                                          max_context,
                                          max_sequences,
@@ -327,7 +330,10 @@ void bind_engine(py::module_& m) {
                                          max_rows,
                                          block_size,
                                          kv_bytes,
-                                         deterministic};
+                                         deterministic,
+                                         max_queue_ms,
+                                         stream_buffer,
+                                         idle_stream_ms};
              std::shared_ptr<Model> shared = model.get();
              std::shared_ptr<const Vocabulary> words = vocabulary != nullptr ? vocabulary->words : nullptr;
              const py::gil_scoped_release unlocked;
@@ -338,8 +344,12 @@ void bind_engine(py::module_& m) {
            py::arg("model"), py::arg("vocabulary") = py::none(), py::kw_only(), py::arg("eos_ids") = py::list(),
            py::arg("max_context") = 0, py::arg("max_sequences") = 16, py::arg("max_queue") = 1024,
            py::arg("max_rows") = 512, py::arg("block_size") = 16, py::arg("kv_bytes") = 0,
-           py::arg("deterministic") = false,
-           "Limits of 0 are derived from the model and from free memory. Raises RequestError, OutOfMemory.")
+           py::arg("deterministic") = false, py::arg("max_queue_ms") = 0, py::arg("stream_buffer") = 4096,
+           py::arg("idle_stream_ms") = 120000,
+           "Limits of 0 are derived from the model and from free memory. max_queue_ms: a request that finds no\n"
+           "place within it ends with engine_busy, and the first delta of one that does is empty; 0: no limit.\n"
+           "stream_buffer: tokens unread with which a generation stands still; idle_stream_ms: after which it is\n"
+           "cancelled then. Raises RequestError, OutOfMemory.")
       .def(
           "submit",
           [](PyEngine& self, const py::array& ids, const SamplingParams& params) {

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "backend/op_profile.h"
 #include "bindings/convert.h"
 #include "bindings/models.h"
 #include "checkpoint/checkpoint.h"
@@ -105,6 +106,26 @@ py::dict config_dict(const ModelConfig& config) {
   return out;
 }
 
+py::list profile_list(OpProfile* profile) {
+  if (profile == nullptr) {
+    throw Error(ErrorCode::invalid_argument, "this model is not profiled: load it with profile=True", "profile");
+  }
+  py::list out;
+  for (const OpProfile::Entry& entry : profile->take()) {
+    py::dict op;
+    op["op"] = entry.op;
+    op["format"] = entry.format.empty() ? py::object(py::none()) : py::str(entry.format);
+    op["rows"] = entry.rows;
+    op["cols"] = entry.cols;
+    op["calls"] = entry.use.calls;
+    op["seconds"] = entry.use.seconds;
+    op["bytes"] = entry.use.bytes;
+    op["operations"] = entry.use.operations;
+    out.append(op);
+  }
+  return out;
+}
+
 py::dict info_dict(const ModelInfo& info) {
   py::dict out;
   out["device"] = info.backend.device;
@@ -167,24 +188,33 @@ void bind_model(py::module_& m) {
   py::class_<PyModel>(m, "Model", "A configuration, its placed weights and a device.")
       .def_static(
           "load",
-          [](const std::string& path, const std::string& device, int threads, const std::string& mode) {
+          [](const std::string& path, const std::string& device, int threads, const std::string& mode, bool profile) {
             if (threads < 0) {
               throw Error(ErrorCode::invalid_argument,
                           str("threads is ", threads, "; it must be 0 (all cores) or a positive number"), "threads");
             }
             const BackendOptions options{device, threads, to_mode(mode)};
+            const auto ops = profile ? std::make_shared<OpProfile>() : nullptr;
             const py::gil_scoped_release unlocked;
-            return PyModel(Model::load(path, options));
+            return PyModel(Model::load(path, options, ops), ops);
           },
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
-          "Loads a folder or a GGUF file. The interpreter lock is released.\n\n"
-          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode).")
+          py::arg("profile") = false,
+          "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
+          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, "
+          "profile).")
       .def(
           "config", [](const PyModel& self) { return config_dict(self.facts().config()); },
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
       .def(
           "info", [](const PyModel& self) { return info_dict(self.facts().info()); },
-          "How it is run: device, isa, threads, mode, weight_bytes, parameters, formats.");
+          "How it is run: device, isa, threads, mode, weight_bytes, parameters, formats.")
+      .def(
+          "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
+          "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"
+          "format, rows and cols of the weight (query heads and their width for attend), bytes of weights and KV "
+          "read,\n"
+          "multiplications and additions of products. Raises RequestError without profile=True.");
 }
 
 }  // namespace gemmantle::bindings

@@ -1,4 +1,9 @@
 // bind_system.cpp: version, devices and instruction sets.
+#include <cstdlib>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "backend/cpu/cpu_isa.h"
 #include "backend/registry.h"
 #include "bindings/convert.h"
@@ -37,16 +42,26 @@ void bind_system(py::module_& m) {
         py::list out;
         for (const CpuIsa& isa : cpu_isas()) {
           py::dict entry;
-          entry["name"] = isa.kernels->name;
+          entry["name"] = isa.name;
           entry["needs"] = isa.needs;
-          entry["available"] = isa.supported;
-          entry["active"] = isa.kernels == active.kernels;
+          entry["available"] = isa.usable();
+          entry["active"] = &isa == &active;
           out.append(entry);
         }
         return out;
       },
-      "Kernel tables of the CPU in this build, best first: name, needs, available, active.\n\n"
+      "Kernel tables of the CPU, best first: name, needs, available, active.\n\n"
       "Raises RequestError when GEMMANTLE_CPU_ISA names one that cannot run here.");
+
+  m.def(
+      "trim_memory",
+      [] {
+        const py::gil_scoped_release unlocked;
+#ifdef __GLIBC__
+        ::malloc_trim(0);
+#endif
+      },
+      "Gives memory that was freed back to the system where the allocator keeps it.");
 }
 
 }  // namespace gemmantle::bindings

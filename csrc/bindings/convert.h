@@ -24,6 +24,7 @@ namespace gemmantle::bindings {
 namespace py = pybind11;
 
 void bind_system(py::module_& m);
+void bind_probe(py::module_& m);
 void bind_model(py::module_& m);
 void bind_text(py::module_& m);
 void bind_engine(py::module_& m);

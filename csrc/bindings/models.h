@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <memory>
+#include <utility>
 
+#include "backend/op_profile.h"
 #include "engine/fork_guard.h"
 #include "model/model.h"
 
@@ -14,7 +16,8 @@ namespace gemmantle::bindings {
 // The threads of a model do not survive a fork: the child is refused, and leaves the model as it is.
 class PyModel {
  public:
-  explicit PyModel(std::shared_ptr<Model> model) : owner_(::getpid()) {
+  explicit PyModel(std::shared_ptr<Model> model, std::shared_ptr<OpProfile> profile = nullptr)
+      : profile_(std::move(profile)), owner_(::getpid()) {
     Model* raw = model.get();
     model_ = std::shared_ptr<Model>(raw, [kept = std::move(model), owner = owner_](Model*) mutable {
       if (::getpid() != owner) new std::shared_ptr<Model>(std::move(kept));
@@ -25,9 +28,11 @@ class PyModel {
     refuse_in_child(owner_);
     return model_;
   }
+  OpProfile* profile() const { return profile_.get(); }  // null unless the model was loaded with one
 
  private:
   std::shared_ptr<Model> model_;
+  std::shared_ptr<OpProfile> profile_;
   pid_t owner_;
 };
 

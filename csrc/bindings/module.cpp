@@ -64,6 +64,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.doc() = "The native core of gemmantle. Use the package gemmantle; this module may change between versions.";
   bindings::register_errors(m);
   bindings::bind_system(m);
+  bindings::bind_probe(m);
   bindings::bind_model(m);
   bindings::bind_text(m);
   bindings::bind_engine(m);

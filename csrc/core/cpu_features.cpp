@@ -14,6 +14,8 @@
 #include <cpuid.h>
 #endif
 
+#include "core/error.h"
+
 namespace gemmantle {
 namespace {
 
@@ -31,8 +33,11 @@ CpuFeatures detect() {
   constexpr unsigned kWide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
   features.avx512 = features.avx2 && (low & kZmm) == kZmm && (b & kWide) == kWide;
   features.avx512_vnni = features.avx512 && (c & bit_AVX512VNNI) != 0;
-  constexpr unsigned kAvxVnni = 1u << 4;  // in eax of leaf 7.1; compilers do not agree on a name
-  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) features.avx_vnni = features.avx2 && (a & kAvxVnni) != 0;
+  constexpr unsigned kAvxVnni = 1u << 4, kBf16 = 1u << 5;  // in eax of leaf 7.1; compilers do not agree on names
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) {
+    features.avx_vnni = features.avx2 && (a & kAvxVnni) != 0;
+    features.avx512_bf16 = features.avx512_vnni && (a & kBf16) != 0;
+  }
 #endif
   return features;
 }
@@ -120,6 +125,15 @@ int usable_cores() {
   }
 #endif
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+int thread_count(int asked) {
+  constexpr int kMaxThreads = 1024;
+  if (asked < 0 || asked > kMaxThreads) {
+    throw Error(ErrorCode::invalid_argument,
+                str("threads is ", asked, "; give 1 to ", kMaxThreads, ", or 0 for one per physical core"), "threads");
+  }
+  return asked == 0 ? usable_cores() : asked;
 }
 
 }  // namespace gemmantle

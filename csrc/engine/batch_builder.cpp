@@ -38,9 +38,13 @@ const Batch& BatchBuilder::build(const std::vector<ScheduledRows>& plan) {
     const auto index = static_cast<size_t>(g);
     const bool is_used = limits_.blocks[index] > 0;
     int64_t max_blocks = 0;
+    size_t room = 0;  // that the tables will grow into
     for (const ScheduledRows& entry : plan) {
-      max_blocks = std::max(max_blocks, static_cast<int64_t>(entry.sequence->blocks[index].table.size()));
+      const std::vector<int32_t>& table = entry.sequence->blocks[index].table;
+      max_blocks = std::max(max_blocks, static_cast<int64_t>(table.size()));
+      room = std::max(room, table.capacity());
     }
+    group.table.reserve(plan.size() * room);
     group.slots.assign(ids_.size(), 0);
     group.begin.assign(ids_.size(), 0);
     group.end.resize(ids_.size());

@@ -49,9 +49,8 @@ struct Engine::Parts {
   // The worker's loop and its steps.
   void work();
   bool take_in();
-  void drop_cancelled();
-  void take_masks();
   bool has_news() const;
+  void look_after(Sequence& sequence, Sequence::Clock::time_point now);
   void step();
   void publish(const std::vector<ScheduledRows>& plan);
   void finish(Sequence& sequence, Delta&& last);
@@ -68,7 +67,7 @@ struct Engine::Parts {
   BatchBuilder builder;
   std::vector<SampledToken> sampled;
   EngineStats counts;
-  bool only_waits = false;  // everything there is waits for masks
+  bool only_waits = false;  // everything there is waits for its consumer
 
   const std::shared_ptr<Bell> bell = std::make_shared<Bell>();
   std::mutex& mutex = bell->mutex;
@@ -219,8 +218,8 @@ void Engine::close() {
 
 void Engine::Parts::work() {
   while (take_in()) {
-    drop_cancelled();
-    take_masks();
+    const Sequence::Clock::time_point now = Sequence::Clock::now();
+    for (Sequence* sequence : scheduler.sequences()) look_after(*sequence, now);
     if (!scheduler.is_empty()) step();
     publish_stats();
   }
@@ -249,38 +248,53 @@ bool Engine::Parts::take_in() {
   return !is_closing;
 }
 
-void Engine::Parts::drop_cancelled() {
-  for (Sequence* sequence : scheduler.sequences()) {
-    if (sequence->mailbox().is_cancelled()) finish(*sequence, sequence->end(FinishReason::cancelled));
-  }
-}
-
 bool Engine::Parts::has_news() const {
   for (const Sequence* sequence : scheduler.sequences()) {
     const Mailbox& mailbox = sequence->mailbox();
     if (mailbox.is_cancelled() || (sequence->awaits_mask() && mailbox.has_mask())) return true;
+    if (sequence->paused_since && mailbox.unread() < options.stream_buffer) return true;
   }
   return false;
 }
 
-void Engine::Parts::take_masks() {
+// What consumers did and did not do since the last step.
+void Engine::Parts::look_after(Sequence& sequence, Sequence::Clock::time_point now) {
   constexpr std::chrono::milliseconds kPatience(250);  // many times what a mask takes
-  for (Sequence* sequence : scheduler.sequences()) {
-    if (!sequence->awaits_mask()) continue;
-    if (sequence->mailbox().has_mask()) {
-      sequence->set_mask(sequence->mailbox().take_mask());
-      continue;
-    }
-    const auto now = std::chrono::steady_clock::now();
-    if (!sequence->waits_since) sequence->waits_since = now;
-    sequence->is_slow = now - *sequence->waits_since > kPatience;
+  Mailbox& mailbox = sequence.mailbox();
+  if (mailbox.is_cancelled()) {
+    finish(sequence, sequence.end(FinishReason::cancelled));
+    return;
   }
+  const std::chrono::milliseconds longest_wait(options.max_queue_ms);
+  const bool is_queued = !sequence.was_admitted && sequence.computable() > 0;
+  if (options.max_queue_ms > 0 && is_queued && now - sequence.submitted > longest_wait) {
+    fail(sequence, Error(ErrorCode::queue_full, str("no place came free within ", options.max_queue_ms,
+                                                    " ms, the most that a request waits here (max_queue_ms): try "
+                                                    "again later")));
+    return;
+  }
+  if (mailbox.unread() < options.stream_buffer) {
+    sequence.paused_since.reset();
+  } else if (!sequence.paused_since) {
+    sequence.paused_since = now;
+  } else if (now - *sequence.paused_since > std::chrono::milliseconds(options.idle_stream_ms)) {
+    finish(sequence, sequence.end(FinishReason::cancelled));
+    return;
+  }
+  if (!sequence.awaits_mask()) {
+    sequence.waits_since.reset();
+  } else if (mailbox.has_mask()) {
+    sequence.set_mask(mailbox.take_mask());
+  } else if (!sequence.waits_since) {
+    sequence.waits_since = now;
+  }
+  sequence.is_slow = sequence.held_up_for(now) > kPatience;
 }
 
 void Engine::Parts::step() {
   const std::vector<ScheduledRows> plan = scheduler.plan();
   const std::vector<Sequence*> all = scheduler.sequences();
-  only_waits = plan.empty() && std::any_of(all.begin(), all.end(), [](const Sequence* s) { return s->awaits_mask(); });
+  only_waits = plan.empty() && std::any_of(all.begin(), all.end(), [](const Sequence* s) { return s->is_held_up(); });
   if (only_waits) return;
   if (plan.empty()) {
     // A sequence that is alone always fits, so this is a fault of ours; ending one keeps the others alive.
@@ -292,6 +306,7 @@ void Engine::Parts::step() {
     if (entry.sequence->admitted) continue;
     entry.sequence->admitted = now;
     counts.queue_time.add(now - entry.sequence->submitted);
+    if (options.max_queue_ms > 0) entry.sequence->mailbox().publish({});
   }
   try {
     const Batch& batch = builder.build(plan);
@@ -387,11 +402,13 @@ void Engine::Parts::publish_stats() {
     counts.blocks_kept[g] = scheduler.pool(g).kept();
   }
   counts.kv_bytes = runner ? runner->kv_bytes() : 0;
+  counts.kv_budget = limits.kv_budget;
   counts.work_bytes = runner ? runner->work_bytes() : 0;
   counts.max_context = limits.max_context;
   counts.max_sequences = limits.scheduler.max_sequences;
   counts.max_rows = limits.scheduler.max_rows;
   counts.max_queue = limits.max_queue;
+  counts.max_queue_ms = options.max_queue_ms;
   counts.block_size = limits.scheduler.block_size;
   counts.deterministic = options.deterministic;
   const std::lock_guard lock(mutex);

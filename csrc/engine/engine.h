@@ -2,8 +2,11 @@
 //
 // Each round of the worker: take in new requests and cancellations, schedule, forward, sample, publish. Consumers never
 // touch the model; they talk to mailboxes. A step that fails ends the sequences of that step with its error, and the
-// engine goes on. A constrained sequence that waits for its mask takes no part in steps; one that waits for long gives
-// its place to others where they need it. All methods may be called from any thread; after a fork the child is refused.
+// engine goes on. A sequence that waits for its mask, or whose reader leaves too much unread, takes no part in steps;
+// one that waits for long gives its place to others where they need it, and one that nobody reads is cancelled in the
+// end. A request that finds no place within max_queue_ms ends as one that found the queue full; with that limit its
+// first delta is empty and says that it has a place. All methods may be called from any thread; after a fork the child
+// is refused.
 #pragma once
 
 #include <sys/types.h>
@@ -31,8 +34,8 @@ struct EngineStats {
   int64_t blocks_free[kKvGroups] = {}, blocks_total[kKvGroups] = {};
   int64_t blocks_kept[kKvGroups] = {};  // of the free ones, those with contents that may be found again
   Histogram queue_time, time_to_first_token, time_between_tokens;
-  int64_t kv_bytes = 0, work_bytes = 0;
-  int64_t max_context = 0, max_sequences = 0, max_rows = 0, max_queue = 0, block_size = 0;
+  int64_t kv_bytes = 0, kv_budget = 0, work_bytes = 0;
+  int64_t max_context = 0, max_sequences = 0, max_rows = 0, max_queue = 0, max_queue_ms = 0, block_size = 0;
   bool deterministic = false;
 };
 

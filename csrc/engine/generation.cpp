@@ -59,6 +59,7 @@ void Mailbox::signal() {
 
 void Mailbox::publish(Delta&& delta) {
   const std::lock_guard lock(mutex_);
+  unread_.fetch_add(static_cast<int64_t>(delta.tokens.size()), std::memory_order_relaxed);
   pending_.append(std::move(delta));
   has_pending_ = true;
   signal();
@@ -131,6 +132,7 @@ std::optional<Delta> Mailbox::next(std::optional<double> timeout_s) {
   if (has_pending_) {
     Delta delta = std::exchange(pending_, Delta());
     has_pending_ = false;
+    unread_.store(0, std::memory_order_relaxed);
     drain();
     return delta;
   }

@@ -1,7 +1,8 @@
 // generation.h: the handle of one request: deltas come out, a cancellation goes in.
 //
 // The engine's worker writes into a Mailbox, one consumer reads it through a Generation. Whatever was not yet read is
-// merged into one pending delta, so a slow reader holds up nobody and costs no more than its own tokens.
+// merged into one pending delta, so a slow reader holds up nobody and costs no more than its own tokens; how many those
+// may become is the engine's to say, which sees them counted.
 #pragma once
 
 #include <sys/types.h>
@@ -83,6 +84,7 @@ class Mailbox {
   void finish(Delta&& last, PromptLogprobs&& prompt);
   void fail(const Error& error);
   bool is_cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+  int64_t unread() const { return unread_.load(std::memory_order_relaxed); }  // tokens
   bool has_mask() const { return has_mask_.load(std::memory_order_acquire); }
   TokenMask take_mask();
 
@@ -102,6 +104,7 @@ class Mailbox {
   const std::shared_ptr<Bell> bell_;
   std::atomic<bool> cancelled_{false};
   std::atomic<bool> has_mask_{false};
+  std::atomic<int64_t> unread_{0};
   TokenMask mask_;
   mutable std::mutex mutex_;
   std::condition_variable readable_;

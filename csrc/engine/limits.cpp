@@ -72,6 +72,9 @@ EngineLimits derive_limits(const EngineOptions& options, const ModelConfig& conf
   require(options.max_rows >= 1 && options.max_rows <= 65536, "max_rows", options.max_rows, "1 to 65536");
   require(options.block_size >= 1 && options.block_size <= 4096, "block_size", options.block_size, "1 to 4096");
   require(options.kv_bytes >= 0, "kv_bytes", options.kv_bytes, "0 (derived) or more");
+  require(options.max_queue_ms >= 0, "max_queue_ms", options.max_queue_ms, "0 (no limit) or more");
+  require(options.stream_buffer >= 1, "stream_buffer", options.stream_buffer, "1 or more");
+  require(options.idle_stream_ms >= 1, "idle_stream_ms", options.idle_stream_ms, "1 or more");
   for (const int32_t id : options.eos_ids) {
     require(id >= 0 && id < config.vocab, "eos_ids", id, str("ids of 0 to ", config.vocab - 1));
   }
@@ -88,7 +91,7 @@ EngineLimits derive_limits(const EngineOptions& options, const ModelConfig& conf
   s.window = config.window;
 
   const Demand demand(s, layout);
-  const int64_t budget = options.kv_bytes > 0 ? options.kv_bytes : free_bytes / 2;
+  const int64_t budget = limits.kv_budget = options.kv_bytes > 0 ? options.kv_bytes : free_bytes / 2;
   int64_t longest = limits.max_context;  // that fits the budget alone
   if (demand.bytes(longest) > budget) {
     int64_t too_long = longest;

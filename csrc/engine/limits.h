@@ -17,8 +17,11 @@ struct EngineOptions {
   int64_t max_queue = 1024;           // that wait
   int64_t max_rows = 512;             // of a step
   int64_t block_size = 16;            // positions of a KV block
-  int64_t kv_bytes = 0;        // of the KV cache; 0: max_sequences of max_context, at most half of the free memory
-  bool deterministic = false;  // the same bits alone and in a batch: always so on the CPU
+  int64_t kv_bytes = 0;          // of the KV cache; 0: max_sequences of max_context, at most half of the free memory
+  bool deterministic = false;    // the same bits alone and in a batch: always so on the CPU
+  int64_t max_queue_ms = 0;      // that a request may wait for its first step; 0: as long as it takes
+  int64_t stream_buffer = 4096;  // tokens that nobody read, with which a sequence stands still
+  int64_t idle_stream_ms = 120'000;  // that it may stand still before it is cancelled
 };
 
 struct EngineLimits {
@@ -26,6 +29,7 @@ struct EngineLimits {
   int64_t max_context = 0;
   int64_t max_queue = 0;
   int64_t vocabulary = 0;
+  int64_t kv_budget = 0;  // bytes that the cache was allowed
 };
 
 // Throws invalid_argument with the field as param; out_of_memory when one sequence of an asked max_context cannot fit.

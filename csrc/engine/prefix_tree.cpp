@@ -1,6 +1,8 @@
 #include "engine/prefix_tree.h"
 
 #include <algorithm>
+#include <bit>
+#include <utility>
 
 #include "core/error.h"
 
@@ -27,6 +29,13 @@ uint64_t hash_of(uint64_t parent, std::span<const int32_t> tokens) {
 PrefixTree::PrefixTree(int64_t block_size, const std::array<int64_t, kKvGroups>& blocks)
     : block_size_(static_cast<size_t>(block_size)) {
   for (size_t g = 0; g < kKvGroups; ++g) node_of_[g].assign(static_cast<size_t>(blocks[g]), kNone);
+  // Nodes with a block are no more than blocks; those that are only held grow the lists like any others.
+  size_t nodes = 1;
+  for (const int64_t count : blocks) nodes += static_cast<size_t>(count);
+  nodes_.reserve(nodes);
+  unused_.reserve(nodes);
+  tokens_.reserve(nodes * block_size_);
+  buckets_.assign(std::bit_ceil(nodes), kNone);
 }
 
 int32_t PrefixTree::find(int32_t parent, std::span<const int32_t> tokens) const {
@@ -34,11 +43,11 @@ int32_t PrefixTree::find(int32_t parent, std::span<const int32_t> tokens) const 
 }
 
 int32_t PrefixTree::find(uint64_t parent, uint64_t hash, std::span<const int32_t> tokens) const {
-  const auto [begin, end] = index_.equal_range(hash);
-  for (auto entry = begin; entry != end; ++entry) {
-    const auto node = static_cast<size_t>(entry->second);
-    const auto own = tokens_.begin() + static_cast<int64_t>(node * block_size_);
-    if (nodes_[node].parent == parent && std::equal(tokens.begin(), tokens.end(), own)) return entry->second;
+  for (int32_t node = buckets_[hash & (buckets_.size() - 1)]; node != kNone; node = at(node).next) {
+    const auto own = tokens_.begin() + static_cast<int64_t>(static_cast<size_t>(node) * block_size_);
+    if (at(node).hash == hash && at(node).parent == parent && std::equal(tokens.begin(), tokens.end(), own)) {
+      return node;
+    }
   }
   return kNone;
 }
@@ -64,7 +73,8 @@ int32_t PrefixTree::hold(int32_t parent, std::span<const int32_t> tokens) {
     made.blocks.fill(-1);
     std::copy(tokens.begin(), tokens.end(),
               tokens_.begin() + static_cast<int64_t>(static_cast<size_t>(node) * block_size_));
-    index_.emplace(hash, node);
+    made.next = std::exchange(bucket(hash), node);
+    ++size_;
   }
   ++at(node).holders;
   return node;
@@ -96,8 +106,10 @@ void PrefixTree::drop_if_unused(int32_t node) {
   if (entry.holders > 0 || std::any_of(entry.blocks.begin(), entry.blocks.end(), [](int32_t b) { return b >= 0; })) {
     return;
   }
-  const auto [begin, end] = index_.equal_range(entry.hash);
-  index_.erase(std::find_if(begin, end, [&](const auto& found) { return found.second == node; }));
+  int32_t* link = &bucket(entry.hash);
+  while (*link != node) link = &at(*link).next;
+  *link = entry.next;
+  --size_;
   entry.serial = 0;
   unused_.push_back(node);
 }

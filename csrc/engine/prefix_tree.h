@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "backend/batch.h"
@@ -40,13 +39,14 @@ class PrefixTree {
 
   uint64_t serial(int32_t node) const { return node == kNone ? 0 : at(node).serial; }
   bool is_alive(int32_t node, uint64_t serial) const { return node != kNone && at(node).serial == serial; }
-  int64_t size() const { return static_cast<int64_t>(index_.size()); }
+  int64_t size() const { return size_; }
 
  private:
   struct Node {
     uint64_t serial = 0;  // 0: not in use
     uint64_t parent = 0;  // its serial number
     uint64_t hash = 0;
+    int32_t next = kNone;  // in the chain of its bucket
     int32_t holders = 0;
     std::array<int32_t, kKvGroups> blocks{};
     const Sequence* computer = nullptr;
@@ -56,12 +56,14 @@ class PrefixTree {
   const Node& at(int32_t node) const { return nodes_[static_cast<size_t>(node)]; }
   int32_t find(uint64_t parent, uint64_t hash, std::span<const int32_t> tokens) const;
   void drop_if_unused(int32_t node);
+  int32_t& bucket(uint64_t hash) { return buckets_[hash & (buckets_.size() - 1)]; }
 
   size_t block_size_;
   std::vector<Node> nodes_;
-  std::vector<int32_t> tokens_;  // [nodes, block_size]
-  std::vector<int32_t> unused_;  // entries of nodes_
-  std::unordered_multimap<uint64_t, int32_t> index_;
+  std::vector<int32_t> tokens_;   // [nodes, block_size]
+  std::vector<int32_t> unused_;   // entries of nodes_
+  std::vector<int32_t> buckets_;  // first node of each chain; a power of two
+  int64_t size_ = 0;
   std::array<std::vector<int32_t>, kKvGroups> node_of_;  // [blocks]
   uint64_t last_serial_ = 0;
 };

@@ -1,12 +1,14 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 namespace gemmantle {
 namespace {
 
 constexpr int kMostOvertaken = 32;
+constexpr int64_t kShareBelow = 8;  // one row of so many goes to prompts of lower priorities, where there are any
 
 }  // namespace
 
@@ -43,26 +45,61 @@ const std::vector<ScheduledRows>& Scheduler::plan() {
   const int64_t preempted_before = preemptions_;
   for (const auto& sequence : running_) store_computed(*sequence);
 
-  for (const bool is_decode : {true, false}) {
+  const auto schedule_those = [&](const auto& belongs) {
     for (size_t i = 0; i < running_.size(); ++i) {
       Sequence& sequence = *running_[i];
-      if ((sequence.pending() == 1) != is_decode) continue;
+      if (!belongs(sequence)) continue;
       const int64_t rows = prefill_rows(sequence);
       if (rows > 0 && !schedule(sequence, rows)) break;  // it was the youngest: nobody is left behind it
     }
-  }
-  while (preemptions_ == preempted_before && admit_next()) {
-    Sequence& sequence = *running_.back();
-    if (!schedule(sequence, prefill_rows(sequence))) break;
+  };
+  rows_held_back_ = 0;
+  schedule_those([](const Sequence& sequence) { return sequence.pending() == 1; });
+  for (const int priority : priorities()) {
+    rows_held_back_ = share_below(priority);
+    schedule_those(
+        [&](const Sequence& sequence) { return sequence.pending() > 1 && sequence.params().priority == priority; });
+    while (preemptions_ == preempted_before && admit_next(priority)) {
+      Sequence& sequence = *running_.back();
+      if (!schedule(sequence, prefill_rows(sequence))) break;
+    }
   }
   return plan_;
+}
+
+std::vector<int> Scheduler::priorities() const {
+  std::vector<int> found;
+  const auto note = [&](const std::unique_ptr<Sequence>& sequence) {
+    const int priority = sequence->params().priority;
+    if (std::find(found.begin(), found.end(), priority) == found.end()) found.push_back(priority);
+  };
+  for (const auto& sequence : running_) {
+    if (sequence->pending() > 1) note(sequence);
+  }
+  for (const auto& sequence : waiting_) note(sequence);
+  std::sort(found.begin(), found.end(), std::greater<>());
+  return found;
+}
+
+int64_t Scheduler::share_below(int priority) const {
+  int64_t wanted = 0;
+  for (const auto& sequence : running_) {
+    if (sequence->pending() > 1 && sequence->params().priority < priority) wanted += sequence->computable();
+  }
+  const auto next = std::find_if(waiting_.begin(), waiting_.end(),
+                                 [&](const auto& sequence) { return sequence->params().priority < priority; });
+  if (next != waiting_.end() && next->get() != blocked_ &&
+      running() + (next - waiting_.begin()) < limits_.max_sequences) {
+    wanted += (*next)->computable();
+  }
+  return std::min(wanted, limits_.max_rows / kShareBelow);
 }
 
 int64_t Scheduler::prefill_rows(const Sequence& sequence) const {
   int64_t rows = sequence.computable();
   const auto next = std::upper_bound(sequence.chunk_ends.begin(), sequence.chunk_ends.end(), sequence.computed);
   if (next != sequence.chunk_ends.end()) return std::min(rows, *next - sequence.computed);
-  return sequence.rows_within(std::min(rows, rows_left_), logit_rows_left_);
+  return sequence.rows_within(std::clamp<int64_t>(rows_left_ - rows_held_back_, 0, rows), logit_rows_left_);
 }
 
 bool Scheduler::schedule(Sequence& sequence, int64_t rows) {
@@ -78,12 +115,13 @@ bool Scheduler::schedule(Sequence& sequence, int64_t rows) {
   return true;
 }
 
-bool Scheduler::admit_next() {
+bool Scheduler::admit_next(int priority) {
   int64_t looked_at = 0;
   for (int64_t i = 0; i < waiting() && looked_at < limits_.max_sequences; ++i) {
     Sequence& sequence = *waiting_[static_cast<size_t>(i)];
-    // Those with nothing to do but to wait for a mask hold up nobody in the queue.
+    // Those with nothing to do but to wait for their consumer hold up nobody in the queue.
     if (sequence.computable() == 0 || sequence.is_slow) continue;
+    if (sequence.params().priority < priority) return false;
     ++looked_at;
     if (still_awaits(sequence)) continue;
     if (running() >= limits_.max_sequences && !evict_slow()) return false;
@@ -103,6 +141,7 @@ bool Scheduler::admit_next() {
       if (only_waits) continue;
       return false;
     }
+    sequence.make_room(limits_.block_size);
     take_kept(sequence, kept);
     while (!running_.empty() && !has_room(sequence)) {
       if (evict_slow()) continue;

@@ -1,10 +1,11 @@
 // scheduler.h: which rows run in the next step, and who holds which blocks.
 //
-// A step takes one row of every sequence that decodes, then as much prompt as fits the budget of rows, oldest first.
+// A step takes one row of every sequence that decodes, then as much prompt as fits the budget of rows: the higher
+// priority first, the older first within one, and a share stays for the prompts of lower ones.
 // A sequence is admitted when the blocks of all its tokens are free; the full group's are taken at once, the sliding
 // group's as it goes, and those behind the window are given back. When blocks run out the youngest sequence gives its
-// own back and waits to be computed again. A sequence that waits for its mask stays out of the step, and leaves when it
-// is slow and others need its place.
+// own back and waits to be computed again. A sequence that waits for its consumer stays out of the step, and leaves
+// when it is slow and others need its place.
 //
 // Full blocks are remembered by their tokens (prefix_tree.h) and kept until the pool needs them. An admitted sequence
 // starts behind the longest run of kept blocks: all of the full group's, and of the sliding group's those that the
@@ -45,8 +46,8 @@ class Scheduler {
 
   // Behind all that wait with its priority or a higher one; nobody is overtaken for ever.
   void add(std::unique_ptr<Sequence> sequence);
-  // The next step; empty only when there is nothing to do, or nothing but to wait for masks. Valid until the next call
-  // of plan or remove.
+  // The next step; empty only when there is nothing to do, or nothing but to wait for consumers. Valid until the next
+  // call of plan or remove.
   const std::vector<ScheduledRows>& plan();
   // Takes a sequence out, wherever it is, and its blocks back.
   std::unique_ptr<Sequence> remove(const Sequence* sequence);
@@ -70,8 +71,10 @@ class Scheduler {
   void release_behind_window(Sequence& sequence);
   void release(Sequence& sequence);
   void preempt_youngest();
-  bool evict_slow();  // one that is slow; false when there is none
-  bool admit_next();
+  bool evict_slow();                        // one that is slow; false when there is none
+  bool admit_next(int priority);            // one of this priority or a higher one
+  std::vector<int> priorities() const;      // of prompts that run and of requests that wait, the highest first
+  int64_t share_below(int priority) const;  // rows of a step that are left to the prompts of lower priorities
   bool has_room(const Sequence& sequence) const;
 
   // Finds the longest run of kept blocks, into found_; how many of them. The sequence awaits the block behind them
@@ -92,6 +95,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> running_;  // oldest first
   std::vector<ScheduledRows> plan_;
   int64_t rows_left_ = 0;
+  int64_t rows_held_back_ = 0;  // of those, for lower priorities
   int64_t logit_rows_left_ = 0;
   int64_t preemptions_ = 0;
 

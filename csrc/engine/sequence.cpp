@@ -46,11 +46,22 @@ Sequence::Sequence(std::vector<int32_t> prompt, SamplingParams params, const std
   close_thought_at_budget();
 }
 
+void Sequence::make_room(int64_t block_size) {
+  const int64_t most = prompt_size_ + limit_;
+  const auto most_blocks = static_cast<size_t>(most / block_size + 1);
+  tokens_.reserve(static_cast<size_t>(most));
+  prefix.nodes.reserve(most_blocks);
+  for (Blocks& held : blocks) held.table.reserve(most_blocks);
+}
+
 void Sequence::set_mask(TokenMask mask) {
   mask_ = std::move(mask);
   has_mask_ = true;
   waits_since.reset();
-  is_slow = false;
+}
+
+Sequence::Clock::duration Sequence::held_up_for(Clock::time_point now) const {
+  return std::max(now - waits_since.value_or(now), now - paused_since.value_or(now));
 }
 
 // Nothing is forced while the name of the channel is still being written.

@@ -35,8 +35,8 @@ class Sequence {
   int64_t prompt_size() const { return prompt_size_; }
   int64_t output_size() const { return size() - prompt_size_; }
   int64_t pending() const { return size() - computed; }
-  // Rows that may run now: the last one, which draws, waits for its mask.
-  int64_t computable() const { return pending() - (awaits_mask() ? 1 : 0); }
+  // Rows that may run now: the last one, which draws, may have to wait.
+  int64_t computable() const { return pending() - (is_held_up() ? 1 : 0); }
   int32_t token(int64_t position) const { return tokens_[static_cast<size_t>(position)]; }
   std::span<const int32_t> tokens() const { return tokens_; }
   const SamplingParams& params() const { return params_; }
@@ -57,6 +57,9 @@ class Sequence {
   bool awaits_mask() const {
     return params_.constrained && !has_mask_ && limit_ > output_size() && forced_.empty() && !text_.in_thought();
   }
+  // Whether the next draw waits for what its consumer has to do.
+  bool is_held_up() const { return awaits_mask() || paused_since.has_value(); }
+  std::chrono::steady_clock::duration held_up_for(std::chrono::steady_clock::time_point now) const;
   void set_mask(TokenMask mask);
 
   // The row for the sampler; its views live until the next token.
@@ -71,11 +74,15 @@ class Sequence {
   PromptLogprobs take_prompt_logprobs() { return std::move(prompt_logprobs_); }
   bool is_complete() const { return pending() == 0 && limit_ == output_size(); }
 
+  // Memory for all tokens and blocks that it will ever have, so that its steps ask for none.
+  void make_room(int64_t block_size);
+
   int64_t computed = 0;  // positions whose K and V are stored
   int64_t furthest = 0;  // the most that were ever computed
   int64_t cached = 0;    // positions of the prompt that were not computed but found
-  std::optional<std::chrono::steady_clock::time_point> waits_since;  // for its mask
-  bool is_slow = false;                                              // others may have its place
+  std::optional<std::chrono::steady_clock::time_point> waits_since;   // for its mask
+  std::optional<std::chrono::steady_clock::time_point> paused_since;  // too much of it is unread
+  bool is_slow = false;                                               // others may have its place
 
   // Physical block of each logical block, -1 where it was given back; `first` is the first that is held.
   struct Blocks {

@@ -1,5 +1,6 @@
 #include "engine/step_runner.h"
 
+#include <functional>
 #include <utility>
 
 namespace gemmantle {
@@ -8,7 +9,8 @@ ModelRunner::ModelRunner(std::shared_ptr<Model> model, const KvLayout& layout, c
     : model_(std::move(model)), kv_(model_->config(), layout, limits.blocks, model_->backend()) {}
 
 void ModelRunner::sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) {
-  model_->backend().run([&](Ops& ops) { ops.sample(logits, rows, tokens); });
+  const auto step = [&](Ops& ops) { ops.sample(logits, rows, tokens); };
+  model_->backend().run(std::ref(step));  // the function itself would be copied to the heap
 }
 
 }  // namespace gemmantle

@@ -1,7 +1,10 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <functional>
+#include <utility>
 
+#include "backend/op_profile.h"
 #include "backend/registry.h"
 #include "checkpoint/checkpoint.h"
 #include "core/error.h"
@@ -69,12 +72,14 @@ struct Model::Parts {
 Model::Model() : parts_(std::make_unique<Parts>()) {}
 Model::~Model() = default;
 
-std::shared_ptr<Model> Model::load(const std::string& path, const BackendOptions& options) {
+std::shared_ptr<Model> Model::load(const std::string& path, const BackendOptions& options,
+                                   std::shared_ptr<OpProfile> profile) {
   std::shared_ptr<Model> model(new Model);
   Parts& p = *model->parts_;
   p.checkpoint = Checkpoint::open(path);
   p.config = ModelConfig::from(*p.checkpoint);
   p.backend = make_backend(options);
+  if (profile) p.backend = profiled(std::move(p.backend), std::move(profile));
   p.weights = std::make_unique<ModelWeights>(p.checkpoint, p.config, *p.backend);
   p.activations = std::make_unique<Activations>(p.config);
   p.info = {p.backend->info(), options.mode, p.weights->parameters, p.weights->bytes, p.weights->formats};
@@ -95,8 +100,8 @@ Tensor Model::forward(const Batch& batch, KvCache& kv) {
   check_batch(batch, p.config);
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
-  const int bad =
-      p.backend->run([&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); });
+  const auto step = [&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); };
+  const int bad = p.backend->run(std::ref(step));  // the function itself would be copied to the heap
   if (bad != Backend::kFinite) {
     const int layer = bad - 1;
     std::string found = p.weights->find_not_finite(layer);

@@ -15,6 +15,7 @@ namespace gemmantle {
 class Checkpoint;
 class ModelWeights;
 class Activations;
+class OpProfile;
 
 struct ModelInfo {
   BackendInfo backend;
@@ -27,8 +28,10 @@ struct ModelInfo {
 // Not safe for concurrent forward calls: the engine's worker is its only caller.
 class Model {
  public:
-  // Throws not_found, corrupt_file, unsupported, invalid_argument, naming file, tensor and what was wanted.
-  static std::shared_ptr<Model> load(const std::string& path, const BackendOptions& options);
+  // With `profile` every op is timed into it. Throws not_found, corrupt_file, unsupported, invalid_argument, naming
+  // file, tensor and what was wanted.
+  static std::shared_ptr<Model> load(const std::string& path, const BackendOptions& options,
+                                     std::shared_ptr<OpProfile> profile = nullptr);
   ~Model();
 
   const ModelConfig& config() const;

@@ -92,9 +92,10 @@ void Channels::on_text(std::string_view text) {
       emit(Channel::call, text);
       break;
     case State::after_call:
+      blanks_ += text;
       if (is_blank(text)) break;
       state_ = State::content;
-      emit_content(text);
+      emit_content(blanks_);
       break;
   }
 }
@@ -198,6 +199,7 @@ void Channels::on_marker_in_call(const Special& special) {
 
 void Channels::close_call() {
   pieces_.push_back({Channel::call_end, {}});
+  blanks_.clear();
   state_ = State::after_call;
 }
 

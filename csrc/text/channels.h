@@ -80,6 +80,7 @@ class Channels {
   std::unordered_map<int32_t, Special> special_;
   State state_ = State::content;
   std::string name_;            // channel name or turn header seen so far
+  std::string blanks_;          // after a call: they count only where text follows
   bool in_string_ = false;      // call: an odd number of delimiters so far
   char last_visible_ = 0;       // call: last character of the call that is no blank
   bool trim_newlines_ = false;  // content: directly after a closed channel

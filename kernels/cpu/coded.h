@@ -271,6 +271,12 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
   }
 }
 
+// The first multiple of kVecBytes in a thread's scratch.
+static inline uint8_t* aligned(float* scratch) noexcept {
+  const auto address = reinterpret_cast<uintptr_t>(scratch);
+  return reinterpret_cast<uint8_t*>((address + kVecBytes - 1) / kVecBytes * kVecBytes);
+}
+
 static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t r) noexcept {
   return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
 }
@@ -320,6 +326,23 @@ void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int6
   }
 }
 
+// Adds up the lanes of sums[rows][kCodedX] and puts rows [o, o + rows) of the products with X rows of x.
+template <int X>
+void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const float* sums) noexcept {
+  constexpr int64_t kRowSums = kCodedX * kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= rows; i += kLanes) {
+    for (int j = 0; j < X; ++j) {
+      float products[kLanes];
+      store(products, sum_each(sums + i * kRowSums + j * kLanes, kRowSums));
+      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
+    }
+  }
+  for (; i < rows; ++i) {
+    for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * kRowSums + j * kLanes)));
+  }
+}
+
 // X rows of x, from row r on, with a tile of `rows` turned weight rows, the first of which is row o of all.
 template <class F, int X>
 void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* turned, int64_t o, int64_t rows,
@@ -336,17 +359,7 @@ void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* 
       coded_tile<F, kCodedW, X>(w, x, s, end, sums + i * row_sums);
     }
   }
-  int64_t i = 0;
-  for (; i + kLanes <= rows; i += kLanes) {
-    for (int j = 0; j < X; ++j) {
-      float products[kLanes];
-      store(products, sum_each(sums + i * row_sums + j * kLanes, row_sums));
-      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * row_sums + j * kLanes)));
-  }
+  put_sums<X>(a, r, o, rows, sums);
 }
 
 constexpr int64_t kTurnedRows = 64;
@@ -432,9 +445,7 @@ void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t la
         case kFewRows: return coded_few_rows<F, kFewRows>(*args, x, first, last);
         default: break;
       }
-      const auto address = reinterpret_cast<uintptr_t>(scratch);
-      auto* turned = reinterpret_cast<uint8_t*>((address + kVecBytes - 1) / kVecBytes * kVecBytes);
-      coded_many_rows<F>(*args, x, first, last, turned);
+      coded_many_rows<F>(*args, x, first, last, aligned(scratch));
     }
   });
 }

@@ -41,8 +41,9 @@ struct CodedRows {
   int64_t row_bytes;
 };
 
-// Products of mode "fast": rows of x become 8-bit codes with a scale for every 32 values, once, and meet packed weights
-// in integers. The layout of the codes belongs to the instruction set.
+// Products of mode "fast". `coded`: rows of x become 8-bit codes with a scale for every 32 values, once, and meet
+// packed weights in integers. `halves`: they become bf16 and meet bf16 weights. The layout belongs to the instruction
+// set.
 struct CodedKernels {
   bool (*takes)(formats::FormatId format);  // others go through CpuKernels::linear
   int64_t (*bytes)(int64_t cols);           // of a row of codes
@@ -73,6 +74,58 @@ struct AttendState {
   float* values;  // [heads, dim]
 };
 
+// Loops that measure the machine and compute nothing. `sink` holds kPeakSink bytes; products return how many
+// multiplications and additions they made, and are null where the instruction set has none of their kind.
+struct PeakKernels {
+  void (*read)(const uint8_t* data, int64_t bytes, uint8_t* sink);
+  int64_t (*f32)(int64_t rounds, uint8_t* sink);
+  int64_t (*bf16)(int64_t rounds, uint8_t* sink);
+  int64_t (*i8)(int64_t rounds, uint8_t* sink);
+};
+
+inline constexpr int kPeakSink = 64;
+
+// KV of mode "fast": pages of kPagePositions positions of one KV head, page_bytes() long, at any alignment. K of a
+// page: for each pair of columns, that pair of every position. V: for each pair of positions, that pair of every
+// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes lies an f32 scale for
+// every position.
+enum class PageType : uint8_t { bf16, q8 };
+inline constexpr int kPagePositions = 16;
+constexpr int64_t page_bytes(PageType type, int64_t dim) noexcept {
+  return kPagePositions * (type == PageType::bf16 ? 2 * dim : dim + 4);
+}
+
+// Queries of one sequence that read one KV head: `heads` of each of `rows` rows, each row over its own positions.
+struct PageArgs {
+  const float* q;  // the query heads of a row behind each other, rows q_stride apart
+  int64_t q_stride;
+  int rows;
+  int heads;
+  int dim;
+  const int32_t* begin;  // [rows] first position
+  const int32_t* end;    // [rows] one past the last
+  PageType type;
+  const uint8_t* k;  // page 0 of the KV head
+  const uint8_t* v;
+  int64_t page_stride;    // bytes from a page to the next
+  const int32_t* blocks;  // block table of the sequence
+  int64_t block_size;     // a multiple of kPagePositions
+  float scale;
+};
+
+inline constexpr int kMaxPageQueries = 64;  // rows * heads that attend() takes at once
+
+struct PageKernels {
+  // Position `lane` of a page.
+  void (*store)(PageType type, uint8_t* k_page, uint8_t* v_page, int64_t lane, const float* k, const float* v,
+                int64_t dim);
+
+  // As CpuKernels::attend, for rows * heads queries; [begin, end) lies inside the union of the rows' positions.
+  // `scratch` holds scratch(rows * heads, dim) floats.
+  int64_t (*scratch)(int queries, int dim);
+  void (*attend)(const PageArgs* args, int64_t begin, int64_t end, AttendState state, float* scratch);
+};
+
 inline constexpr int kMaxAttendHeads = 16;  // query heads that attend() takes at once
 
 struct CpuKernels {
@@ -83,8 +136,11 @@ struct CpuKernels {
   int64_t (*linear_scratch)(int64_t cols);
   void (*linear)(const LinearArgs* args, int64_t first, int64_t last, float* scratch);
 
-  // Null where the instruction set has no dot products of bytes.
+  // Null where the instruction set has no dot products of bytes, or of bf16.
   const CodedKernels* coded;
+  const CodedKernels* halves;
+
+  const PeakKernels* peaks;
 
   // y[0, cols) = row * scale.
   void (*embed)(float* y, const WeightRows* table, int64_t row, float scale);
@@ -106,6 +162,8 @@ struct CpuKernels {
   void (*attend_merge)(AttendState total, AttendState later, int heads, int dim);
   void (*attend_finish)(float* y, AttendState state, int heads, int dim);
 
+  const PageKernels* pages;
+
   // The `used` largest of n logits, ties to the lower id, and softmax over them, times expert_scale[id].
   void (*route)(int32_t* ids, float* weights, const float* logits, const float* expert_scale, int64_t n, int64_t used);
 };
@@ -118,5 +176,6 @@ const CpuKernels* kernels_avx2() noexcept;
 const CpuKernels* kernels_avx_vnni() noexcept;
 const CpuKernels* kernels_avx512() noexcept;
 const CpuKernels* kernels_avx512_vnni() noexcept;
+const CpuKernels* kernels_avx512_bf16() noexcept;
 
 }  // namespace gemmantle::cpu

@@ -6,10 +6,13 @@
 #include "kernels/cpu/coded.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/embed.h"
+#include "kernels/cpu/halves.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/moe.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/cpu/pages.h"
+#include "kernels/cpu/peak.h"
 #include "kernels/cpu/rope.h"
 
 #define GEMMANTLE_JOIN_(a, b) a##b
@@ -26,6 +29,8 @@ constexpr CpuKernels kTable = {
     .linear_scratch = linear_scratch,
     .linear = linear,
     .coded = kCoded,
+    .halves = kHalves,
+    .peaks = &kPeaks,
     .embed = embed,
     .rms_norm = rms_norm,
     .add = add,
@@ -38,6 +43,7 @@ constexpr CpuKernels kTable = {
     .attend = attend,
     .attend_merge = attend_merge,
     .attend_finish = attend_finish,
+    .pages = &kPageKernels,
     .route = route,
 };
 

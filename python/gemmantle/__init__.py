@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gemmantle.chat.tokenizer import Tokenizer as Tokenizer
     from gemmantle.client import AsyncOpenAI as AsyncOpenAI
     from gemmantle.client import OpenAI as OpenAI
+    from gemmantle.display import show as show
     from gemmantle.engines import Engine as Engine
     from gemmantle.engines import load as load
     from gemmantle.errors import CorruptFile as CorruptFile
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from gemmantle.errors import UnsupportedHardware as UnsupportedHardware
     from gemmantle.errors import UnsupportedModel as UnsupportedModel
     from gemmantle.evaluate import Score as Score
+    from gemmantle.pools import Pool as Pool
+    from gemmantle.pools import pool as pool
 
 _HOMES = {
     "AsyncOpenAI": "client",
@@ -46,9 +49,12 @@ _HOMES = {
     "Engine": "engines",
     "Remote": "arms.remote",
     "remote": "arms.remote",
+    "Pool": "pools",
+    "pool": "pools",
     "Result": "bulk",
     "Score": "evaluate",
     "load": "engines",
+    "show": "display",
     "Tokenizer": "chat.tokenizer",
     "CorruptFile": "errors",
     "DeviceError": "errors",
@@ -81,6 +87,7 @@ __all__ = [
     "ModelNotFound",
     "OpenAI",
     "OutOfMemory",
+    "Pool",
     "Remote",
     "RequestError",
     "Result",
@@ -92,7 +99,9 @@ __all__ = [
     "chat",
     "devices",
     "load",
+    "pool",
     "remote",
+    "show",
 ]
 
 

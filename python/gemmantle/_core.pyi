@@ -14,6 +14,18 @@ def devices() -> list[dict[str, object]]:
 def isas() -> list[dict[str, object]]:
     """Kernel tables of the CPU in this build, best first: name, needs, available, active."""
 
+def trim_memory() -> None:
+    """Gives memory that was freed back to the system where the allocator keeps it."""
+
+class MachineProbe:
+    """How fast this machine reads memory and multiplies."""
+
+    def __init__(self, threads: int = 0) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    def read_rate(self, seconds: float = 0.2) -> float: ...
+    def product_rate(self, kind: str, seconds: float = 0.2) -> float | None: ...
+
 class Checkpoint:
     """The headers of a folder of safetensors or of a GGUF file. Maps files, reads no weights."""
 
@@ -31,9 +43,12 @@ class Model:
     """A configuration, its placed weights and a device."""
 
     @staticmethod
-    def load(path: str, *, device: str = "auto", threads: int = 0, mode: str = "exact") -> Model: ...
+    def load(
+        path: str, *, device: str = "auto", threads: int = 0, mode: str = "exact", profile: bool = False
+    ) -> Model: ...
     def config(self) -> dict[str, object]: ...
     def info(self) -> dict[str, object]: ...
+    def take_profile(self) -> list[dict[str, object]]: ...
 
 class Vocabulary:
     """What every id stands for, for text that comes out of an engine."""
@@ -145,6 +160,9 @@ class Engine:
         block_size: int = 16,
         kv_bytes: int = 0,
         deterministic: bool = False,
+        max_queue_ms: int = 0,
+        stream_buffer: int = 4096,
+        idle_stream_ms: int = 120000,
     ) -> None: ...
     def submit(self, ids: NDArray[np.int32], params: SamplingParams) -> Generation: ...
     def logits(

@@ -5,10 +5,11 @@ Requests are validated by the same readers as the client's; only the outside dif
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,9 @@ from gemmantle.api.schemas import read_chat, read_completion
 from gemmantle.api.stream import SLICE_S, Work
 from gemmantle.chat.parser import Call, CallPart, Content, OutputParser, Reasoning
 from gemmantle.errors import RequestError
+from gemmantle.progress import Progress
 
-__all__ = ["Result", "TokenLogprob", "Usage", "generate"]
+__all__ = ["Result", "TokenLogprob", "Usage", "generate", "watched"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ _GATHER_S = 0.002  # between two looks at many requests; half of those submitted
 
 def generate(
     engine: ServingEngine, requests: Iterable[dict[str, Any]], ahead: int, ordered: bool = True
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Answer with up to `ahead` requests submitted; what is left is cancelled when the iterator is dropped.
 
     Ordered, a slow request holds back the results behind it, a bounded number of them.
@@ -103,6 +105,14 @@ def generate(
     finally:
         for pending in running.values():
             pending.work.cancel()
+
+
+def watched(results: Generator[Result, None, None], progress: Progress) -> Iterator[Result]:
+    """The same results, counted; the work behind them ends with this iterator."""
+    with contextlib.closing(progress), contextlib.closing(results):
+        for result in results:
+            progress.add(1, result.usage.completion_tokens)
+            yield result
 
 
 def _wait(running: dict[int, _Pending], done: dict[int, Result | Exception]) -> None:
@@ -176,7 +186,8 @@ def _submit_prompt(engine: ServingEngine, body: dict[str, Any]) -> _Pending:
     [prompt] = read.prompts
     ids = engine.encode_prompt(prompt, read.add_bos) if isinstance(prompt, str) else prompt
     grammar = build_grammar(engine, read.sampling, read.form)
-    work, _ = admit(engine, [(ids, [read.sampling])], "prompt", grammar.guide if grammar else None)
+    guide = None if grammar is None else (lambda: grammar.guide((), read.sampling.suppress))
+    work, _ = admit(engine, [(ids, [read.sampling])], "prompt", guide)
     return _Pending(work, read.sampling, None)
 
 

@@ -10,15 +10,17 @@ import importlib
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gemmantle
 from gemmantle import hub
+from gemmantle.bench import command as measuring
 from gemmantle.errors import GemmantleError
 
 __all__ = ["main"]
+
+_MODEL_HELP = "a folder, a .gguf file, or a name that is on this machine"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,21 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     devices = commands.add_parser("devices", help="what this machine can compute on")
     devices.set_defaults(run=_devices)
 
-    bench = commands.add_parser("bench", help="prefill and decode speed of a model")
-    _add_model(bench)
-    bench.add_argument("--prompt-tokens", type=int, default=256, help="length of the prompt (default %(default)s)")
-    bench.add_argument("--tokens", type=int, default=64, help="tokens to generate (default %(default)s)")
-    bench.add_argument("--repeat", type=int, default=3, help="runs; the best one counts (default %(default)s)")
-    bench.set_defaults(run=_bench)
+    bench = commands.add_parser("bench", help="speed, memory and fidelity of a model, beside what the machine can do")
+    bench.add_argument("model", help=_MODEL_HELP)
+    measuring.add_arguments(bench)
+    bench.set_defaults(run=measuring.run)
     return parser
 
 
 def _add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    what = "a folder, a .gguf file, or a name that is on this machine"
     if several:
-        parser.add_argument("models", metavar="model", nargs="+", help=what)
+        parser.add_argument("models", metavar="model", nargs="+", help=_MODEL_HELP)
     else:
-        parser.add_argument("model", help=what)
+        parser.add_argument("model", help=_MODEL_HELP)
     parser.add_argument("--device", default="auto", help="auto, cpu, reference or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, help="threads (default: one per core)")
     parser.add_argument("--mode", default="exact", help="exact or fast (default %(default)s)")
@@ -127,6 +126,15 @@ def _add_serving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="pages of this origin may call (CORS)"
     )
+    parser.add_argument(
+        "--state", metavar="FILE", help="keep stored responses, chats, files and batches in this file (default: memory)"
+    )
+    parser.add_argument(
+        "--fallback",
+        action="append",
+        metavar="REGION",
+        help="hand what cannot be answered here to the remote service in this region; data then leaves the machine",
+    )
     parser.add_argument("--max-concurrency", type=int, help="sequences that run at once, of each model")
     parser.add_argument(
         "--max-requests", type=int, default=1024, help="requests answered at once (default %(default)s)"
@@ -150,6 +158,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.max_requests < 1 or not 1 <= options.max_body_mib <= 64:
         raise ValueError("--max-requests must be at least 1, --max-body-mib from 1 to 64")
     body_bytes = options.max_body_mib << 20
+    fallback = None if options.fallback is None else gemmantle.remote(region=options.fallback)
     run.serve(
         options.models,
         lambda model: _load(options, model),
@@ -159,6 +168,8 @@ def _serve(options: argparse.Namespace) -> int:
         hosts=options.allow_host,
         keys=keys,
         origins=options.allow_origin,
+        state_path=options.state,
+        fallback=fallback,
         limits=server.Limits(
             body_bytes=body_bytes,
             bodies_bytes=max(8 * body_bytes, 64 << 20),
@@ -263,35 +274,6 @@ def _devices(_: argparse.Namespace) -> int:
         state = "yes" if device["available"] else f"no ({device['reason']})"
         _print(f"{device['name']:<10} {state:<4} {device['description']}\n")
     return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    """Best of several runs: the slower ones measure the rest of the machine."""
-    if min(options.prompt_tokens, options.tokens, options.repeat) < 1:
-        raise ValueError("--prompt-tokens, --tokens and --repeat must be at least 1")
-    with _load(options) as engine:
-        size = engine.info()["vocabulary"]
-        ids = [2] + [10 + (index * 7919) % (size - 10) for index in range(options.prompt_tokens - 1)]
-        prefill = decode = float("inf")
-        for _ in range(options.repeat):
-            first, rest = _timed(engine, ids, options.tokens)
-            prefill, decode = min(prefill, first), min(decode, rest)
-        facts = engine.info()
-        _print(f"{engine.name} on {facts.get('device')} ({facts.get('isa')}), mode {options.mode}\n")
-        _print(f"prefill  {len(ids) / prefill:10.1f} tokens/s  ({len(ids)} tokens in {prefill * 1000:.1f} ms)\n")
-        if options.tokens > 1:
-            _print(f"decode   {(options.tokens - 1) / decode:10.1f} tokens/s  ({options.tokens} tokens)\n")
-    return 0
-
-
-def _timed(engine: gemmantle.Engine, ids: list[int], tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last one."""
-    started = time.perf_counter()
-    list(engine.generate([{"prompt": ids, "max_tokens": 1, "temperature": 0, "ignore_eos": True}]))
-    first = time.perf_counter() - started
-    started = time.perf_counter()
-    list(engine.generate([{"prompt": ids, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}]))
-    return first, max(time.perf_counter() - started - first, 1e-9)
 
 
 def _print(text: str) -> None:

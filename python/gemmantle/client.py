@@ -16,6 +16,7 @@ from gemmantle.api import Handler
 from gemmantle.api.models import absent_card, card
 from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.errors import ModelNotFound
+from gemmantle.options import NAMES, Options
 from gemmantle.transport import async_transport, sync_transport
 
 if TYPE_CHECKING:
@@ -44,42 +45,20 @@ _REFUSED = {
 }
 
 
-def OpenAI(
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    mode: str = "exact",
-    max_context: int | None = None,
-    deterministic: bool = False,
-    fallback: Remote | None = None,
-    api_key: object = None,
-    **options: Any,
-) -> openai.OpenAI:
+def OpenAI(**options: Any) -> openai.OpenAI:
     """A genuine `openai.OpenAI` that answers from local models.
 
-    device, threads, mode, max_context, deterministic and the other keywords of `gemmantle.load` are ours. fallback: a
-    `gemmantle.remote(...)` for what cannot be answered here; data then leaves the machine. timeout, max_retries,
-    default_headers, default_query, organization and project go to the SDK. `api_key` is accepted and
-    ignored. TypeError, in words, for base_url, http_client and what is neither's.
+    The keywords of `gemmantle.load` are ours: device, threads, mode, max_context, deterministic and the rest.
+    fallback: a `gemmantle.remote(...)` for what cannot be answered here; data then leaves the machine.
+    timeout, max_retries, default_headers, default_query, organization and project go to the SDK. `api_key` is accepted
+    and ignored. TypeError, in words, for base_url, http_client and what is neither's.
     """
-    source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return client_over(_handler(source, fallback), options)
+    return client_over(*_handler_and_rest(options))
 
 
-def AsyncOpenAI(
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    mode: str = "exact",
-    max_context: int | None = None,
-    deterministic: bool = False,
-    fallback: Remote | None = None,
-    api_key: object = None,
-    **options: Any,
-) -> openai.AsyncOpenAI:
+def AsyncOpenAI(**options: Any) -> openai.AsyncOpenAI:
     """A genuine `openai.AsyncOpenAI`, for any number of loops in turn; the arguments are those of `OpenAI`."""
-    source = LocalModels(_engine_options(device, threads, mode, max_context, deterministic, options))
-    return async_client_over(_handler(source, fallback), options)
+    return async_client_over(*_handler_and_rest(options))
 
 
 def client_for(engine: ServingEngine, **options: Any) -> openai.OpenAI:
@@ -144,35 +123,19 @@ class LocalModels:
         return cards
 
 
-def _engine_options(
-    device: str,
-    threads: int | None,
-    mode: str,
-    max_context: int | None,
-    deterministic: bool,
-    options: dict[str, Any],
-) -> dict[str, Any]:
-    """Checked now, so that a wrong device name fails here and not in the first request."""
-    engine: dict[str, Any] = {
-        "device": device,
-        "threads": threads,
-        "mode": mode,
-        "max_context": max_context,
-        "deterministic": deterministic,
-    }
-    for name in engines.EXTRA_OPTIONS:
-        if name in options:
-            engine[name] = options.pop(name)
-    engines.check_options(**engine)
-    return engine
+def _handler_and_rest(options: dict[str, Any]) -> tuple[RequestHandler, dict[str, Any]]:
+    """What answers, and the options that are the SDK's.
 
-
-def _handler(source: LocalModels, fallback: Remote | None) -> RequestHandler:
+    Ours are checked now, so that a wrong device name fails here and not in the first request.
+    """
+    fallback: Remote | None = options.pop("fallback", None)
+    ours = {name: options.pop(name) for name in NAMES & options.keys()}
+    Options(**ours)
+    source = LocalModels(ours)
     local = Handler(source, source.state_path)
     if fallback is None:
-        return local
-    pair: RequestHandler = importlib.import_module("gemmantle.arms.pair").FallbackHandler(local, source, fallback)
-    return pair
+        return local, options
+    return importlib.import_module("gemmantle.arms.pair").FallbackHandler(local, source, fallback), options
 
 
 def _sdk_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from gemmantle.api.protocol import Generation, Sampling, ServingEngine
 from gemmantle.errors import RequestError
+from gemmantle.progress import Progress
 
 __all__ = ["Score", "ScoringEngine", "score"]
 
@@ -45,18 +46,24 @@ class Score:
 _Sequence = tuple[list[int], int, str]
 
 
-def score(engine: ScoringEngine, items: Iterable[Any], mode: str, ahead: int) -> list[Any]:
-    """Modes pair, choice and rolling, as documented at `Engine.score`; `ahead` bounds what is submitted at once."""
+def score(
+    engine: ScoringEngine, items: Iterable[Any], mode: str, ahead: int, progress: Progress | None = None
+) -> list[Any]:
+    """Modes pair, choice and rolling, as documented at `Engine.score`.
+
+    ahead: how many sequences are submitted at once. progress: counts sequences.
+    """
+    run = _Run(engine, ahead, progress or Progress("score", show=False))
     if mode == "pair":
         pairs = [_pair(item, number) for number, item in enumerate(items)]
-        return _score_sequences(engine, [_join(engine, *pair) for pair in pairs], ahead)
+        return run.scores([_join(engine, *pair) for pair in pairs])
     if mode == "choice":
         groups = [_pair(item, number) for number, item in enumerate(items)]
         flat = [_join(engine, context, continuation) for context, rest in groups for continuation in rest]
-        scores = iter(_score_sequences(engine, flat, ahead))
+        scores = iter(run.scores(flat))
         return [[next(scores) for _ in rest] for _, rest in groups]
     if mode == "rolling":
-        return _score_rolling(engine, list(items), ahead)
+        return _score_rolling(run, list(items))
     raise ValueError(f"mode is {mode!r}; it must be pair, rolling or choice")
 
 
@@ -87,8 +94,9 @@ def _join(engine: ScoringEngine, context: Any, continuation: Any) -> _Sequence:
     return prefix + ids, len(prefix), _text(engine, ids)
 
 
-def _score_rolling(engine: ScoringEngine, items: list[Any], ahead: int) -> list[Score]:
+def _score_rolling(run: _Run, items: list[Any]) -> list[Score]:
     """Disjoint windows, each conditioned on the token before it: BOS, later the end of the window before."""
+    engine = run.engine
     size = engine.profile.max_context - 1
     texts: list[str] = []
     windows: list[list[_Sequence]] = []
@@ -97,7 +105,7 @@ def _score_rolling(engine: ScoringEngine, items: list[Any], ahead: int) -> list[
         texts.append(item if isinstance(item, str) else _text(engine, ids))
         sequence = [engine.bos_id, *ids]
         windows.append([(sequence[start : start + size + 1], 1, "") for start in range(0, len(ids), size)])
-    scores = iter(_score_sequences(engine, [window for of_item in windows for window in of_item], ahead))
+    scores = iter(run.scores([window for of_item in windows for window in of_item]))
     results = []
     for text, of_item in zip(texts, windows, strict=True):
         parts = [next(scores) for _ in of_item]
@@ -106,37 +114,51 @@ def _score_rolling(engine: ScoringEngine, items: list[Any], ahead: int) -> list[
     return results
 
 
-def _score_sequences(engine: ScoringEngine, sequences: Sequence[_Sequence], ahead: int) -> list[Score]:
-    window = engine.profile.max_context
-    for ids, _, _ in sequences:
-        if len(ids) > window:
-            raise RequestError(
-                f"context and continuation have {len(ids)} tokens; the model's context holds {window}: shorten the "
-                "context, or load with a larger max_context",
-                code="context_length_exceeded",
-                param="items",
-            )
-    running: deque[tuple[int, Generation]] = deque()
-    scores: dict[int, Score] = {}
+@dataclass(frozen=True)
+class _Run:
+    """Sequences through the engine, those that begin alike next to each other."""
 
-    def read_oldest() -> None:
-        number, generation = running[0]
-        scores[number] = _read(generation, sequences[number])
-        running.popleft()
+    engine: ScoringEngine
+    ahead: int
+    progress: Progress
 
-    try:
-        for number in sorted(range(len(sequences)), key=lambda number: sequences[number][0]):
-            ids, context, _ = sequences[number]
-            sampling = Sampling(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=context)
-            running.append((number, engine.submit(ids, sampling)))
-            if len(running) >= ahead:
+    def scores(self, sequences: Sequence[_Sequence]) -> list[Score]:
+        """In the order of the sequences."""
+        self._check(sequences)
+        self.progress.total = len(sequences)
+        running: deque[tuple[int, Generation]] = deque()
+        scores: dict[int, Score] = {}
+
+        def read_oldest() -> None:
+            number, generation = running[0]
+            scores[number] = _read(generation, sequences[number])
+            running.popleft()
+            self.progress.add(1, scores[number].n_tokens)
+
+        try:
+            for number in sorted(range(len(sequences)), key=lambda number: sequences[number][0]):
+                ids, context, _ = sequences[number]
+                sampling = Sampling(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=context)
+                running.append((number, self.engine.submit(ids, sampling)))
+                if len(running) >= self.ahead:
+                    read_oldest()
+            while running:
                 read_oldest()
-        while running:
-            read_oldest()
-    finally:
-        for _, generation in running:
-            generation.cancel()
-    return [scores[number] for number in range(len(sequences))]
+        finally:
+            for _, generation in running:
+                generation.cancel()
+        return [scores[number] for number in range(len(sequences))]
+
+    def _check(self, sequences: Sequence[_Sequence]) -> None:
+        window = self.engine.profile.max_context
+        for ids, _, _ in sequences:
+            if len(ids) > window:
+                raise RequestError(
+                    f"context and continuation have {len(ids)} tokens; the model's context holds {window}: shorten the "
+                    "context, or load with a larger max_context",
+                    code="context_length_exceeded",
+                    param="items",
+                )
 
 
 def _read(generation: Generation, sequence: _Sequence) -> Score:

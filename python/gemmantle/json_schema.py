@@ -8,19 +8,30 @@ first fault; others lose the keyword, and the answer says so. `nullable` is rewr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from gemmantle.errors import RequestError
 
-__all__ = ["FORMATS", "ReadSchema", "nodes", "read_schema"]
+__all__ = ["DAY", "FORMATS", "TIME", "ReadSchema", "escape", "nodes", "read_schema"]
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_BYTES = 1 << 20
 
 FORMATS = {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
+_LONG = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
+_SHORT = "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+_FEBRUARY = "02-(0[1-9]|1[0-9]|2[0-8])"
+_YEAR = "(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+_LEAP_YEAR = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+DAY = f"({_YEAR}-({_LONG}|{_SHORT}|{_FEBRUARY})|{_LEAP_YEAR}-02-29)"
+TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_SPELLED = {"date": DAY, "time": TIME, "date-time": f"{DAY}T{TIME}"}
+_HOST_BYTES = 253
+_SHOWN = {"password"}  # formats that tell a form how to show a field
 _TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
 
 _DESCRIBING = {
@@ -58,6 +69,40 @@ class ReadSchema:
 
     schema: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
+    nullable: frozenset[str] = frozenset()  # pointers of what became an alternative to null
+    spelled: dict[str, str] = field(default_factory=dict)  # pointers of what stands for a format, to that format
+
+    def spell_formats(self) -> None:
+        """Hold what the library takes too lightly: days and hours that are none, hosts beyond 253 bytes.
+
+        Formats become patterns where that says it all.
+        """
+        for pointer, node in nodes(self.schema):
+            name = node.get("format")
+            if name == "hostname":
+                if node.get("maxLength", math.inf) > _HOST_BYTES:
+                    node["maxLength"] = _HOST_BYTES
+                    self.spelled[f"{pointer}/maxLength"] = f"{pointer}/format"
+            elif name in _SPELLED:
+                del node["format"]
+                pattern = f"^({_SPELLED[name]})$"
+                if "pattern" in node:
+                    node["allOf"] = [*node.get("allOf", []), {"pattern": pattern}]
+                else:
+                    node["pattern"] = pattern
+                key = "allOf" if node["pattern"] != pattern else "pattern"
+                self.spelled[f"{pointer}/{key}"] = f"{pointer}/format"
+
+    def pointer_of(self, pointer: str) -> str:
+        """Where the caller's own schema has what a pointer of `schema` finds."""
+        there = "#"
+        parts = self.spelled.get(pointer, pointer).split("/")[1:]
+        while parts:
+            if there in self.nullable and parts[0] == "anyOf":
+                parts = parts[2:]
+            else:
+                there = f"{there}/{parts.pop(0)}"
+        return there
 
 
 def read_schema(schema: Any, *, strict: bool, param: str) -> ReadSchema:
@@ -68,7 +113,7 @@ def read_schema(schema: Any, *, strict: bool, param: str) -> ReadSchema:
     if len(json.dumps(schema)) > MAX_BYTES:
         reader.wrong("#", f"the schema is larger than {MAX_BYTES} bytes; split it")
     clean = reader.node(schema, "#", 0)
-    return ReadSchema(clean, reader.warnings)
+    return ReadSchema(clean, reader.warnings, frozenset(reader.nullable))
 
 
 def nodes(schema: Any, pointer: str = "#") -> list[tuple[str, dict[str, Any]]]:
@@ -78,7 +123,7 @@ def nodes(schema: Any, pointer: str = "#") -> list[tuple[str, dict[str, Any]]]:
         return found
     for key in ("properties", "patternProperties", "$defs", "definitions"):
         for name, inner in schema.get(key, {}).items():
-            found += nodes(inner, f"{pointer}/{key}/{_escape(name)}")
+            found += nodes(inner, f"{pointer}/{key}/{escape(name)}")
     for key in ("items", "additionalProperties"):
         found += nodes(schema.get(key), f"{pointer}/{key}")
     for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
@@ -94,6 +139,7 @@ class _Reader:
         self._param = param
         self._nodes = 0
         self.warnings: list[str] = []
+        self.nullable: list[str] = []
 
     def wrong(self, pointer: str, what: str) -> NoReturn:
         raise RequestError(f"`{self._param}` at '{pointer}': {what}", code="invalid_json_schema", param=self._param)
@@ -115,7 +161,7 @@ class _Reader:
             self.wrong(pointer, f"a schema is an object, true or false; this is {_show(schema)}")
         clean: dict[str, Any] = {}
         for key, value in schema.items():
-            where = f"{pointer}/{_escape(key)}"
+            where = f"{pointer}/{escape(key)}"
             if key in _DESCRIBING or key.startswith("x-") or key == "nullable":
                 continue
             if key == "const":
@@ -127,7 +173,7 @@ class _Reader:
                 if kept is not None:
                     clean[key] = kept
             elif key in _REFUSED:
-                if value is not False:
+                if key != "uniqueItems" or value is not False:
                     self.unsupported(where, f"`{key}` cannot be enforced: {_REFUSED[key]}")
             else:
                 self.unsupported(where, f"`{key}` is no keyword that can be enforced: remove it")
@@ -135,6 +181,7 @@ class _Reader:
         if not isinstance(nullable, bool):
             self.wrong(f"{pointer}/nullable", f"must be true or false; it is {_show(nullable)}")
         if nullable:
+            self.nullable.append(pointer)
             shared: dict[str, Any] = {key: clean.pop(key) for key in ("$defs", "definitions") if key in clean}
             clean = {"anyOf": [clean, {"type": "null"}], **shared}
         return clean
@@ -151,7 +198,7 @@ class _Reader:
     def _schemas(self, key: str, value: Any, where: str, depth: int, schema: Any) -> Any:
         if not isinstance(value, dict):
             self.wrong(where, f"must map names to schemas; it is {_show(value)}")
-        return {name: self.node(inner, f"{where}/{_escape(name)}", depth + 1) for name, inner in value.items()}
+        return {name: self.node(inner, f"{where}/{escape(name)}", depth + 1) for name, inner in value.items()}
 
     def _list(self, key: str, value: Any, where: str, depth: int, schema: Any) -> Any:
         if not isinstance(value, list) or not value:
@@ -224,6 +271,8 @@ class _Reader:
             self.wrong(where, f"must be a name; it is {_show(value)}")
         if "string" not in (kinds if isinstance(kinds, list) else [kinds]):
             return None  # of numbers: a width, which describes only
+        if value in _SHOWN:
+            return None
         if value not in FORMATS:
             self.unsupported(where, f"format {_show(value)} is not known; there are {', '.join(sorted(FORMATS))}")
             return None
@@ -262,7 +311,8 @@ _KEYWORDS: dict[str, _Read] = {
 }
 
 
-def _escape(key: str) -> str:
+def escape(key: str) -> str:
+    """A name as a part of a JSON pointer."""
     return str(key).replace("~", "~0").replace("/", "~1")
 
 

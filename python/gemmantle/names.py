@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["aliases_of", "canonical", "table"]
+__all__ = ["aliases_of", "canonical", "table", "without_paths"]
 
 _SERVICES = ("ai_studio", "bedrock", "runware", "ollama")
 
@@ -42,3 +43,8 @@ def canonical(name: str) -> str:
     """The canonical name behind an alias or another spelling of itself; any other name as it is."""
     known = _canonical_by_name()
     return known.get(name) or known.get(name.lower(), name)
+
+
+def without_paths(aliases: Iterable[str]) -> list[str]:
+    """The aliases that may be told to everybody: a path of this machine is none of them."""
+    return [alias for alias in aliases if not Path(alias).exists()]

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from gemmantle.chat.call_grammar import CallRules
 from gemmantle.chat.tools import Tool
 from gemmantle.errors import RequestError
-from gemmantle.json_schema import nodes, read_schema
+from gemmantle.json_schema import ReadSchema, read_schema
+from gemmantle.schema_faults import find_fault, first_words
 
 if TYPE_CHECKING:
     from gemmantle.api.protocol import Delta
@@ -30,6 +31,7 @@ __all__ = ["CallableTool", "Compiler", "Format", "Grammar", "Guide", "Guided"]
 
 _KEPT = 256  # compiled grammars of a vocabulary
 _UNUSED = re.compile(rb"<unused\d+>\Z")
+_LEFT_OUT = ("pattern", "format", "oneOf", "multipleOf")  # of a schema that is not strict
 SLOW_S = 0.001  # a mask that takes longer is no work for an event loop
 
 
@@ -42,6 +44,7 @@ class Format:
     param: str
     strict: bool = True
     whitespace: str | None = None  # pattern of the blanks in JSON; None: there are none
+    is_shown: bool = False  # the prompt tells the model the schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,11 @@ class Grammar:
     ends: tuple[int, ...]
     warnings: list[str] = field(default_factory=list)
 
-    def guide(self, opening: Sequence[int] = (), *, starts_in_thought: bool = False) -> Guide:
-        return Guide(self, opening, starts_in_thought)
+    def guide(
+        self, opening: Sequence[int] = (), banned: Sequence[int] = (), *, starts_in_thought: bool = False
+    ) -> Guide:
+        """opening: ids that may come first, as a whole. banned: ids that are never drawn, whatever the grammar says."""
+        return Guide(self, opening, banned, starts_in_thought)
 
 
 class Compiler:
@@ -185,54 +191,54 @@ class Compiler:
         return text
 
     def _schema(self, form: Format, warnings: list[str]) -> dict[str, Any]:
-        read = read_schema(form.value, strict=form.strict, param=form.param)
+        read = self._read(form)
         warnings += read.warnings
         if form.strict:
             return read.schema
         # What the library alone refuses is left out as well, place by place.
         schema = read.schema
         for _ in range(64):
-            error = self._schema_error(schema, form)
-            if not error:
+            fault = find_fault(schema, self._error_of(form)) if self._error_of(form)(schema) else None
+            if fault is None or fault.keyword not in _LEFT_OUT:
                 break
-            pointer, node = self._faulty(schema, form)
-            dropped = next((key for key in ("pattern", "format", "oneOf", "multipleOf") if key in node), None)
-            if dropped is None:
-                break
-            value = node.pop(dropped)
-            if dropped == "oneOf":
-                node["anyOf"] = value
-            warnings.append(f"{pointer}/{dropped}: {error}; left out")
+            value = fault.node.pop(fault.keyword)
+            if fault.keyword == "oneOf":
+                fault.node["anyOf"] = value
+            where = read.pointer_of(fault.pointer)
+            warnings.append(f"{where}: {fault.told(where)}; left out")
         return schema
+
+    def _read(self, form: Format) -> ReadSchema:
+        read = read_schema(form.value, strict=form.strict, param=form.param)
+        read.spell_formats()
+        return read
 
     def _json_options(self, form: Format) -> dict[str, Any]:
         if form.whitespace is None:
             return {"whitespace_flexible": False}
         return {"whitespace_pattern": form.whitespace}
 
-    def _schema_error(self, schema: Any, form: Format) -> str:
-        grammar = self._library.LLMatcher.grammar_from_json_schema(
-            json.dumps(schema), overrides=self._json_options(form)
-        )
-        return _short(self._matcher(grammar).get_error())
+    def _error_of(self, form: Format) -> Callable[[dict[str, Any]], str]:
+        """What the library says of a schema, "" where it takes it."""
 
-    def _faulty(self, schema: dict[str, Any], form: Format) -> tuple[str, dict[str, Any]]:
-        """The innermost place that the library refuses on its own."""
-        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-        for pointer, node in nodes(schema)[:2000]:
-            if self._schema_error({**node, **shared} if node is not schema else node, form):
-                return pointer, node
-        return "#", schema
+        def error_of(schema: dict[str, Any]) -> str:
+            text = self._library.LLMatcher.grammar_from_json_schema(
+                json.dumps(schema), overrides=self._json_options(form)
+            )
+            return first_words(self._matcher(text).get_error())
+
+        return error_of
 
     def _refuse(self, form: Format | None, param: str, error: str) -> None:
         if form is not None and form.kind == "json":
-            schema = read_schema(form.value, strict=form.strict, param=form.param).schema
-            pointer, node = self._faulty(schema, form)
-            reason = self._schema_error({**schema, **node} if pointer != "#" else schema, form) or _short(error)
-            raise RequestError(f"`{form.param}` at '{pointer}': {reason}", code="invalid_json_schema", param=form.param)
-        what = form.kind if form is not None else "parameters"
+            read = self._read(form)
+            fault = find_fault(read.schema, self._error_of(form))
+            where = read.pointer_of(fault.pointer) if fault else "#"
+            what = fault.told(where) if fault else first_words(error)
+            raise RequestError(f"`{form.param}` at '{where}': {what}", code="invalid_json_schema", param=form.param)
+        kind = form.kind if form is not None else "parameters"
         code = "invalid_json_schema" if form is None else "invalid_value"
-        raise RequestError(f"`{param}`: this {what} cannot be enforced: {_short(error)}", code=code, param=param)
+        raise RequestError(f"`{param}`: this {kind} cannot be enforced: {first_words(error)}", code=code, param=param)
 
     def _lark_of(self, form: Format) -> str:
         if "::=" not in form.value:
@@ -247,7 +253,9 @@ class Compiler:
 class Guide:
     """Follows one reply. `mask` is what may come next, `advance` takes what came."""
 
-    def __init__(self, grammar: Grammar, opening: Sequence[int], starts_in_thought: bool) -> None:
+    def __init__(
+        self, grammar: Grammar, opening: Sequence[int], banned: Sequence[int], starts_in_thought: bool
+    ) -> None:
         import numpy
 
         self._fill = importlib.import_module("llguidance.numpy").fill_next_token_bitmask
@@ -258,6 +266,9 @@ class Guide:
         self._count = 0
         self._array = numpy.zeros((1, grammar.words), dtype=numpy.int32)
         self._bits = self._array[0].view(numpy.uint32)
+        self._permitted = numpy.full(grammar.words, 0xFFFFFFFF, dtype=numpy.uint32)
+        ids = numpy.asarray(banned, dtype=numpy.int64)
+        numpy.bitwise_and.at(self._permitted, ids >> 5, ~(numpy.uint32(1) << (ids & 31).astype(numpy.uint32)))
         self.starts_free = starts_in_thought
         self.slowest = 0.0
 
@@ -281,6 +292,7 @@ class Guide:
                 self._set(token)
         if self._count == 0 and self._opening:
             self._set(self._opening[0])
+        self._bits &= self._permitted
         if not self._bits.any():
             self._dead_end()
         self.slowest = max(self.slowest, time.perf_counter() - started)
@@ -299,7 +311,13 @@ class Guide:
         self._bits[token >> 5] |= 1 << (token & 31)
 
     def _dead_end(self) -> None:
-        reason = _short(self._matcher.get_error()) or "nothing may follow, and the text is not complete"
+        if self._count == 0 and not self._matcher.is_error():
+            raise RequestError(
+                "no reply can begin: every token that the format or `tool_choice` allows first is one this model, or "
+                "`allowed_token_ids`, never says; change one of them",
+                code="invalid_value",
+            )
+        reason = first_words(self._matcher.get_error()) or "nothing may follow, and the text is not complete"
         raise RuntimeError(f"the grammar of this reply came to a dead end after {self._count} tokens: {reason}")
 
 
@@ -373,9 +391,3 @@ def _choice(values: Sequence[str]) -> str:
 
 def _slashed(pattern: str) -> str:
     return re.sub(r"(?<!\\)/", r"\\/", pattern)
-
-
-def _short(error: str) -> str:
-    """The first line of what the library says."""
-    lines = [line for line in error.strip().splitlines() if line.strip()]
-    return lines[0][:300] if lines else ""

@@ -62,7 +62,7 @@ SYSTEM: dict[str, str] = {
 }
 
 # The only Python modules that may name the native module, all inside functions: importing the package does not load it.
-NATIVE = {"__init__.py", "engines.py", "chat/parser.py", "chat/tokenizer.py"}
+NATIVE = {"__init__.py", "bench/ids.py", "bench/machine.py", "opened.py", "chat/parser.py", "chat/tokenizer.py"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?:"([^"]+)"|<([^>]+)>)')
 

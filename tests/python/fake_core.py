@@ -116,7 +116,8 @@ class Engine:
         return table[-1:] if last_only else table
 
     def stats(self) -> dict[str, Any]:
-        return {"queued": 0, "running": 0}
+        limits = {"kv_bytes": 0, "kv_budget": 0, "max_context": self.max_context(), "max_sequences": 16}
+        return {"queued": 0, "running": 0, **limits}
 
     def max_context(self) -> int:
         return self.options["max_context"] or 64
@@ -133,6 +134,10 @@ def devices() -> list[dict[str, Any]]:
     ]
 
 
+def trim_memory() -> None:
+    pass
+
+
 def version() -> str:
     return "fake"
 
@@ -140,6 +145,6 @@ def version() -> str:
 def module() -> types.ModuleType:
     """This file under the name of the native module."""
     core = types.ModuleType("gemmantle._core")
-    for name in ("Model", "Vocabulary", "SamplingParams", "Engine", "devices", "version"):
+    for name in ("Model", "Vocabulary", "SamplingParams", "Engine", "devices", "trim_memory", "version"):
         setattr(core, name, globals()[name])
     return core

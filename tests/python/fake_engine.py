@@ -48,6 +48,7 @@ class FakeDelta:
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
     thought_cut: bool = False
+    awaits_mask: bool = False
 
 
 class FakePrompt:
@@ -109,6 +110,9 @@ class FakeGeneration:
                 self.cancelled = True
                 self._engine.cancelled += 1
                 self._signal()
+
+    def allow(self, mask: Any) -> None:
+        """Scripts say what they say: a constrained reply goes where its grammar does not."""
 
     def release(self) -> None:
         with self._lock:
@@ -209,10 +213,8 @@ class FakeEngine:
         self.generations.append(generation)
         return generation
 
-    def render_chat(
-        self, messages: list[dict[str, Any]], tools: Any, thinking: bool, *, preserve_thinking: bool = False
-    ) -> FakePrompt:
-        prompt = chat.render(messages, tools=tools, thinking=thinking, preserve_thinking=preserve_thinking)
+    def render_chat(self, messages: list[dict[str, Any]], tools: Any, thinking: bool, **template: bool) -> FakePrompt:
+        prompt = chat.render(messages, tools=tools, thinking=thinking, **template)
         self.prompts.append(FakePrompt(prompt.text, prompt.starts_in_thought))
         return self.prompts[-1]
 

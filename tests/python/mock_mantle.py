@@ -139,6 +139,12 @@ class _Door(BaseHTTPRequestHandler):
                 if not url.startswith(("data:", "s3://")):
                     return self._error(400, "image must be data or s3", "invalid_image", "messages")
         text = self._text(body.get("response_format"))
+        call = {
+            "id": "call_far",
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": '{"city":"Paris"}'},
+        }
+        wants_call = bool(body.get("tools")) and body["messages"][-1]["role"] == "user"
         usage = {
             "prompt_tokens": 9,
             "completion_tokens": 3,
@@ -146,12 +152,15 @@ class _Door(BaseHTTPRequestHandler):
             "prompt_tokens_details": {"cached_tokens": 4},
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
-        head = {"id": "chatcmpl-far", "created": 1, "model": body["model"], "service_tier": "default"}
+        tier = body.get("service_tier", "default")
+        head = {"id": "chatcmpl-far", "created": 1, "model": body["model"], "service_tier": tier}
         message: dict[str, Any] = {"role": "assistant", "content": text}
+        if wants_call:
+            message = {"role": "assistant", "content": None, "tool_calls": [call]}
         if body.get("reasoning_effort") == "high":
             message["reasoning"] = "far thoughts"
         if not body.get("stream"):
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if wants_call else "stop"}
             return self._json({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
         head["object"] = "chat.completion.chunk"
         pieces: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]

@@ -43,9 +43,11 @@ class Door:
 
 
 @contextlib.contextmanager
-def serving(*engines: ServingEngine, drain_s: float = 0.0, **options: Any) -> Iterator[Door]:
-    """Serve engines until the block ends; what still runs then is ended at once."""
-    door = Door(Application(ServedModels(engines), **options), drain_s)
+def serving(
+    *engines: ServingEngine, application: Application | None = None, drain_s: float = 0.0, **options: Any
+) -> Iterator[Door]:
+    """Serve engines, or an application, until the block ends; what still runs then is ended at once."""
+    door = Door(application or Application(ServedModels(engines), **options), drain_s)
     try:
         yield door
     finally:

@@ -79,14 +79,6 @@ def test_info_is_json(engine, capsys):
     assert json.loads(capsys.readouterr().out)["name"] == "fake/model"
 
 
-def test_bench_prints_two_speeds(engine, capsys):
-    assert cli.main(["bench", "m", "--prompt-tokens", "8", "--tokens", "4", "--repeat", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "prefill" in out
-    assert "decode" in out
-    assert cli.main(["bench", "m", "--tokens", "0"]) == 1
-
-
 def test_devices_are_listed_with_reasons(capsys, monkeypatch):
     found = [
         {"name": "cpu", "available": True, "description": "this machine", "reason": ""},

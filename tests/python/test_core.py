@@ -287,6 +287,18 @@ def test_a_closed_engine_refuses_and_its_generations_end(model: _core.Model):
     assert engine.stats()["running"] == 0
 
 
+def test_a_generation_that_nobody_reads_stands_still_and_is_cancelled(model: _core.Model):
+    engine = _core.Engine(model, stream_buffer=8, idle_stream_ms=20)
+    left = engine.submit(np.ones(3, dtype=np.int32), greedy(max_tokens=500))
+    deadline = time.monotonic() + 60
+    while engine.stats()["generated_tokens"] == 0 or engine.stats()["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    tokens, last = collect(left)
+    assert (len(tokens), last.finish_reason) == (8, "cancelled")
+    assert engine.stats()["blocks_free"] == engine.stats()["blocks_total"]
+
+
 def test_a_descriptor_wakes_a_selector(engine: _core.Engine, golden: dict[str, np.ndarray]):
     generation = engine.submit(golden["ids"], greedy(max_tokens=10))
     tokens: list[int] = []

@@ -158,12 +158,34 @@ def test_a_forked_child_is_told_what_to_do(folder):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("device", "tpu"), ("mode", "quick"), ("threads", 0), ("max_context", -1), ("default_reasoning", "low")],
+    [
+        ("device", "tpu"),
+        ("mode", "quick"),
+        ("threads", 0),
+        ("max_context", -1),
+        ("default_reasoning", "low"),
+        ("kv_budget", "all"),
+        ("max_queue", -1),
+        ("idle_stream_timeout", 0),
+    ],
 )
 def test_arguments_out_of_range_are_named(folder, name, value):
     with pytest.raises(ValueError, match=name):
         gemmantle.load(folder, **{name: value})
     assert fake_core.loads == []
+
+
+def test_limits_reach_the_engine(folder):
+    limits = {"kv_budget": 1 << 20, "max_queue": 7, "max_queue_ms": 50, "idle_stream_timeout": 2.5}
+    with gemmantle.load(folder, max_concurrency=3, **limits) as engine:
+        options = engine._opened.engine.options
+        assert (options["max_sequences"], options["kv_bytes"], options["max_queue"]) == (3, 1 << 20, 7)
+        assert (options["max_queue_ms"], options["idle_stream_ms"]) == (50, 2500)
+        assert engine.profile.max_queue_ms == 50
+    with gemmantle.load(folder) as engine:
+        options = engine._opened.engine.options
+        assert (options["max_sequences"], options["kv_bytes"], options["max_queue"]) == (16, 0, 1024)
+        assert (options["max_queue_ms"], options["idle_stream_ms"]) == (0, 120_000)
 
 
 def test_a_load_that_fails_leaves_nothing_behind(tmp_path):
@@ -282,7 +304,7 @@ def test_text_prompts_get_one_bos_and_ids_are_as_they_are(folder):
         assert result.text == "CD"
         assert result.usage.prompt_tokens == 3
         assert engine.info()["name"] == "counting-model"
-        assert engine.stats() == {"queued": 0, "running": 0}
+        assert (engine.stats()["queued"], engine.stats()["running"]) == (0, 0)
         client = engine.client()
         assert client.completions.create(model="counting-model", prompt="AB", max_tokens=2).choices[0].text == "CD"
         assert client.models.retrieve(str(folder)).id == "counting-model"
@@ -367,6 +389,19 @@ def test_a_wrong_request_is_raised_at_its_turn(folder):
         for request in ({}, "x", {"prompt": "a", "messages": []}, {"prompt": [5], "n": 2}, {"prompt": [[5], [6]]}):
             with pytest.raises(RequestError):
                 list(engine.generate([request]))
+
+
+def test_a_grammar_that_comes_to_a_dead_end_is_raised_at_its_turn_and_ends_the_rest():
+    pytest.importorskip("llguidance")
+    engine = FakeEngine(content("x", "y"))
+    constrained = {"prompt": [5], "max_tokens": 4, "structured_outputs": {"regex": "[ab]+"}}
+    results = bulk.generate(engine, [{"prompt": [5], "max_tokens": 4}, constrained, {"prompt": [6]}], 4)
+    assert next(results).text == "xy"
+    with pytest.raises(RuntimeError, match="dead end after 1 tokens"):
+        next(results)
+    assert list(results) == []
+    assert engine.generations[1].cancelled
+    assert all(generation.cancelled or generation.try_next() is None for generation in engine.generations)
 
 
 def test_requests_left_behind_are_cancelled():

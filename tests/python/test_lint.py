@@ -55,11 +55,11 @@ def test_the_layer_check_refuses_the_native_module_elsewhere_and_at_import(tmp_p
     (package / "client.py").write_text(
         "import importlib\n\n\ndef f():\n    importlib.import_module('gemmantle._core')\n"
     )
-    (package / "engines.py").write_text("from gemmantle import _core\n\n\ndef f():\n    from gemmantle import _core\n")
+    (package / "opened.py").write_text("from gemmantle import _core\n\n\ndef f():\n    from gemmantle import _core\n")
     problems = check_layers.python_problems(tmp_path)
     assert len(problems) == 2
     assert "client.py:5" in problems[0]
-    assert "engines.py:1" in problems[1]
+    assert "opened.py:1" in problems[1]
 
 
 def test_each_instruction_set_exports_one_function():

@@ -133,13 +133,14 @@ def test_stats_say_what_was_done_and_how_long_it_took(engine: gemmantle.Engine) 
 
 
 def test_endings_of_one_context_compute_it_once_and_score_as_alone(engine: gemmantle.Engine) -> None:
+    """As many items as make an evaluation: 200 contexts with four endings each."""
     rng = random.Random(6)
     vocabulary = engine.info()["vocabulary"]
 
     def some(n: int) -> list[int]:
         return [rng.randrange(3, vocabulary) for _ in range(n)]
 
-    items = [(some(rng.randrange(20, 70)), [some(rng.randrange(1, 8)) for _ in range(4)]) for _ in range(25)]
+    items = [(some(rng.randrange(20, 70)), [some(rng.randrange(1, 8)) for _ in range(4)]) for _ in range(200)]
     before = engine.stats()
 
     choices = engine.score(items, mode="choice")
@@ -151,8 +152,10 @@ def test_endings_of_one_context_compute_it_once_and_score_as_alone(engine: gemma
     assert growth(engine, before, "cached_tokens") >= 3 * (once - len(items) * BLOCK)
     # Rows of the context end below the head.
     assert growth(engine, before, "logit_rows") == endings
-    for (context, endings_of), scores in zip(items, choices, strict=True):
-        for ending, score in zip(endings_of, scores, strict=True):
+    some_items = rng.sample(range(len(items)), 20)
+    for number in some_items:
+        context, endings_of = items[number]
+        for ending, score in zip(endings_of, choices[number], strict=True):
             ids = context + ending
             rows = engine.logits(ids)[len(context) - 1 : -1].astype(np.float64)
             expected = [
@@ -160,6 +163,15 @@ def test_endings_of_one_context_compute_it_once_and_score_as_alone(engine: gemma
                 for row, token in zip(rows, ending, strict=True)
             ]
             assert np.abs(np.array(score.token_logprobs) - expected).max() < 1e-4
+    with gemmantle.load(GOLDEN / "odd/e2b", device="cpu", mode="exact", deterministic=True, threads=1) as alone:
+        for number in some_items:
+            context, endings_of = items[number]
+            singles = []
+            for ending in endings_of:
+                noise = [rng.randrange(3, vocabulary)] * 3
+                alone.score([(noise, noise)])
+                singles += alone.score([(context, ending)])
+            assert singles == choices[number]  # the same bits
     shuffled = list(enumerate(items))
     rng.shuffle(shuffled)
     again = engine.score([item for _, item in shuffled], mode="choice")

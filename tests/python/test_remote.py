@@ -161,7 +161,7 @@ def test_sigv4(mantle):
 
 
 def test_an_sdk_without_the_provider_sends_the_bearer_key(mantle, monkeypatch):
-    monkeypatch.setattr("gemmantle.arms.remote._bedrock", lambda: None)
+    monkeypatch.setattr("gemmantle.arms.inner_clients.bedrock", lambda: None)
     mantle.schedule.append(503)
     assert ask(mantle).choices[0].message.content == "Hello from far"
     assert {r["headers"]["authorization"] for r in mantle.requests} == {f"Bearer {KEY}"}
@@ -183,10 +183,10 @@ def test_endpoint_is_passed_only_where_the_provider_has_it(monkeypatch):
         seen.append((region, base_url, api_key))
         return "provider"
 
-    monkeypatch.setattr("gemmantle.arms.remote._bedrock", lambda: older)
+    monkeypatch.setattr("gemmantle.arms.inner_clients.bedrock", lambda: older)
     made = []
     monkeypatch.setattr("openai.OpenAI", lambda **options: made.append(options))
-    gemmantle.remote(region="us-west-2", api_key=KEY)._sync_inner("us-west-2", listing=False)
+    gemmantle.remote(region="us-west-2", api_key=KEY)._clients.sync("us-west-2")
     assert seen == [("us-west-2", "https://bedrock-mantle.us-west-2.api.aws/openai/v1", KEY)]
     assert made[0]["provider"] == "provider"
     real = pytest.importorskip("openai.providers").bedrock
@@ -432,7 +432,7 @@ def test_regions_in_order(mantle):
     """The first region is over its capacity, so the second answers, and says so."""
     with Mantle() as second:
         remote = gemmantle.remote(region=["us-east-1", "us-west-2"], api_key=KEY, max_retries=0)
-        remote._inner = _at({"us-east-1": mantle.url, "us-west-2": second.url}, max_retries=0)
+        remote._clients.make = _at({"us-east-1": mantle.url, "us-west-2": second.url}, max_retries=0)
         mantle.schedule.append(503)
         answer = remote.client().chat.completions.create(model="google.gemma-4-31b", messages=USER)
         assert answer.served_by["region"] == "us-west-2"
@@ -580,7 +580,7 @@ def test_wrong_arguments_are_told_in_words(options, words):
 
 
 def test_no_credentials_is_an_authentication_error(mantle, monkeypatch):
-    monkeypatch.setattr("gemmantle.arms.remote._bedrock", lambda: None)
+    monkeypatch.setattr("gemmantle.arms.inner_clients.bedrock", lambda: None)
     reply = arm(mantle, api_key=None).handle(
         Request("POST", "/v1/chat/completions", {}, json.dumps({"model": "gemma4:31b", "messages": USER}).encode())
     )

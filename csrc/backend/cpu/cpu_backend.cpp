@@ -13,16 +13,6 @@
 namespace gemmantle {
 namespace {
 
-constexpr int kMaxThreads = 1024;
-
-int thread_count(int asked) {
-  if (asked < 0 || asked > kMaxThreads) {
-    throw Error(ErrorCode::invalid_argument,
-                str("threads is ", asked, "; give 1 to ", kMaxThreads, ", or 0 for one per physical core"), "threads");
-  }
-  return asked == 0 ? usable_cores() : asked;
-}
-
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const BackendOptions& options, const CpuIsa& isa)
@@ -74,7 +64,7 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options) {
 }
 
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options, const CpuIsa& isa) {
-  GEMMANTLE_CHECK(isa.supported, isa.kernels->name, " needs ", isa.needs);
+  GEMMANTLE_CHECK(isa.usable(), isa.name, ": ", isa.missing());
   return std::make_unique<CpuBackend>(options, isa);
 }
 

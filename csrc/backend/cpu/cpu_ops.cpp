@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <tuple>
 
 #include "core/error.h"
 #include "kernels/reference/sample.h"
@@ -46,10 +47,11 @@ cpu::AttendState state_at(float* memory, int64_t heads) { return {memory, memory
 }  // namespace
 
 CpuOps::CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode)
-    : k_(kernels),
-      pool_(pool),
-      scratch_(static_cast<size_t>(pool.threads())),
-      codes_(mode == Mode::fast ? kernels.coded : nullptr) {}
+    : k_(kernels), pool_(pool), scratch_(static_cast<size_t>(pool.threads())), encoders_{} {
+  if (mode == Mode::exact) return;
+  encoders_[0].kernels = kernels.coded;
+  encoders_[1].kernels = kernels.halves;
+}
 
 void CpuOps::reserve(int64_t floats) {
   if (floats <= scratch_floats_) return;
@@ -109,32 +111,45 @@ void CpuOps::embed(Tensor y, const Weight& table, std::span<const int32_t> ids, 
   });
 }
 
-bool CpuOps::takes_codes(const Weight& w) const { return codes_ != nullptr && codes_->takes(w.format); }
-
-int64_t CpuOps::linear_scratch(const Weight& w) const {
-  return takes_codes(w) ? codes_->scratch(w.cols) : k_.linear_scratch(w.cols);
-}
-
-// The codes stand until the next call.
-cpu::CodedRows CpuOps::encode(Tensor x) {
-  constexpr int64_t kLine = 64;
-  const int64_t row_bytes = ceil_div(codes_->bytes(x.cols), kLine) * kLine;
-  if (const int64_t bytes = x.rows * row_bytes + kLine; bytes > coded_bytes_) {
-    coded_memory_ = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes));
-    coded_bytes_ = bytes;
+CpuOps::Encoder* CpuOps::encoder_of(const Weight& w) {
+  for (Encoder& encoder : encoders_) {
+    if (encoder.kernels != nullptr && w && encoder.kernels->takes(w.format)) return &encoder;
   }
-  const auto address = reinterpret_cast<uintptr_t>(coded_memory_.get());
-  uint8_t* rows = coded_memory_.get() + (kLine - address % kLine) % kLine;
-  split(x.rows, x.cols, 1, [&](int64_t first, int64_t last, int) {
-    for (int64_t r = first; r < last; ++r) codes_->encode(rows + r * row_bytes, x.row(r), x.cols);
-  });
-  return {rows, row_bytes};
+  return nullptr;
 }
 
-// `coded` without data: in f32.
-void CpuOps::multiply(const cpu::LinearArgs& args, cpu::CodedRows coded, int64_t first, int64_t last, int worker) {
-  if (coded.data != nullptr) {
-    codes_->linear(&args, coded, first, last, scratch(worker));
+int64_t CpuOps::linear_scratch(const Weight& w) {
+  const Encoder* encoder = encoder_of(w);
+  return encoder != nullptr ? encoder->kernels->scratch(w.cols) : k_.linear_scratch(w.cols);
+}
+
+// The rows stand until the next call for a weight of the same encoder.
+CpuOps::Encoded CpuOps::encode(Tensor x, const Weight& w) {
+  constexpr int64_t kLine = 64;
+  Encoder* encoder = encoder_of(w);
+  if (encoder == nullptr) return {};
+  const cpu::CodedKernels& kernels = *encoder->kernels;
+  const int64_t row_bytes = ceil_div(kernels.bytes(x.cols), kLine) * kLine;
+  if (const int64_t bytes = x.rows * row_bytes + kLine; bytes > encoder->bytes) {
+    encoder->memory = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes));
+    encoder->bytes = bytes;
+  }
+  const auto address = reinterpret_cast<uintptr_t>(encoder->memory.get());
+  uint8_t* rows = encoder->memory.get() + (kLine - address % kLine) % kLine;
+  split(x.rows, x.cols, 1, [&](int64_t first, int64_t last, int) {
+    for (int64_t r = first; r < last; ++r) kernels.encode(rows + r * row_bytes, x.row(r), x.cols);
+  });
+  return {&kernels, {rows, row_bytes}};
+}
+
+std::pair<CpuOps::Encoded, CpuOps::Encoded> CpuOps::encode(Tensor x, const Weight& a, const Weight& b) {
+  const Encoded for_a = encode(x, a);
+  return {for_a, encoder_of(a) == encoder_of(b) ? for_a : encode(x, b)};
+}
+
+void CpuOps::multiply(const cpu::LinearArgs& args, const Encoded& x, int64_t first, int64_t last, int worker) {
+  if (x.kernels != nullptr) {
+    x.kernels->linear(&args, x.rows, first, last, scratch(worker));
   } else {
     k_.linear(&args, first, last, scratch(worker));
   }
@@ -146,9 +161,9 @@ void CpuOps::linear(Tensor y, Tensor x, const Weight& w) {
   if (x.rows == 0) return;
   reserve(linear_scratch(w));
   const cpu::LinearArgs args = linear_args(y, x, w);
-  const cpu::CodedRows coded = takes_codes(w) ? encode(x) : cpu::CodedRows{};
+  const Encoded encoded = encode(x, w);
   split_weight_rows(w.rows, w.row_bytes, w.cols * x.rows, x.rows,
-                    [&](int64_t first, int64_t last, int worker) { multiply(args, coded, first, last, worker); });
+                    [&](int64_t first, int64_t last, int worker) { multiply(args, encoded, first, last, worker); });
 }
 
 void CpuOps::rms_norm(Tensor y, Tensor x, const float* weight, int64_t group, float eps) {
@@ -369,7 +384,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
   expert_starts_[0] = 0;
 
   reserve(std::max({linear_scratch(gate_up), up ? linear_scratch(up) : 0, linear_scratch(down)}));
-  const cpu::CodedRows coded_x = takes_codes(gate_up) || takes_codes(up) ? encode(x) : cpu::CodedRows{};
+  const auto [x_for_gate, x_for_up] = encode(x, gate_up, up ? up : gate_up);
   const auto for_each_expert = [&](auto&& body) {
     for (int32_t e = 0; e < count; ++e) {
       const int32_t first = expert_starts_[static_cast<size_t>(e)],
@@ -383,12 +398,13 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
     for_each_expert([&](int32_t e, size_t at, int32_t n) {
       const Weight both = gate_up.expert(e);
       const Weight ups = up ? up.expert(e) : both.slice(width, width);
-      for (const auto& [out, weight] : {std::pair{g, up ? both : both.slice(0, width)}, std::pair{u, ups}}) {
+      for (const auto& [out, weight, in] :
+           {std::tuple{g, up ? both : both.slice(0, width), x_for_gate}, std::tuple{u, ups, x_for_up}}) {
         cpu::LinearArgs args = linear_args(out, x, weight);
         args.rows = n;
         args.from = expert_rows_.data() + at;
         args.to = expert_places_.data() + at;
-        multiply(args, takes_codes(weight) ? coded_x : cpu::CodedRows{}, first, last, worker);
+        multiply(args, in, first, last, worker);
       }
       for (int32_t i = 0; i < n; ++i) {
         const int32_t place = expert_places_[at + static_cast<size_t>(i)];
@@ -396,7 +412,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
       }
     });
   });
-  const cpu::CodedRows coded_g = takes_codes(down) ? encode(g.slice(0, work)) : cpu::CodedRows{};
+  const Encoded encoded_g = encode(g.slice(0, work), down);
   split(down.rows, work * width, 8, [&](int64_t first, int64_t last, int worker) {
     for (int64_t r = 0; r < y.rows; ++r) std::fill(y.row(r) + first, y.row(r) + last, 0.0f);
     for_each_expert([&](int32_t e, size_t at, int32_t n) {
@@ -405,7 +421,7 @@ void CpuOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up,
       args.from = expert_places_.data() + at;
       args.to = expert_rows_.data() + at;
       args.factor = expert_factors_.data() + at;
-      multiply(args, coded_g, first, last, worker);
+      multiply(args, encoded_g, first, last, worker);
     });
   });
 }
@@ -458,11 +474,11 @@ void CpuOps::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, con
   if (x.rows == 0) return;
   reserve(std::max(linear_scratch(gate), linear_scratch(up)));
   const cpu::LinearArgs gates = linear_args(g, x, gate), ups = linear_args(u, x, up);
-  const cpu::CodedRows coded = takes_codes(gate) || takes_codes(up) ? encode(x) : cpu::CodedRows{};
+  const auto [x_for_gate, x_for_up] = encode(x, gate, up);
   split_weight_rows(gate.rows, gate.row_bytes + up.row_bytes, 2 * x.cols * x.rows, x.rows,
                     [&](int64_t first, int64_t last, int worker) {
-                      multiply(gates, takes_codes(gate) ? coded : cpu::CodedRows{}, first, last, worker);
-                      multiply(ups, takes_codes(up) ? coded : cpu::CodedRows{}, first, last, worker);
+                      multiply(gates, x_for_gate, first, last, worker);
+                      multiply(ups, x_for_up, first, last, worker);
                       for (int64_t r = 0; r < x.rows; ++r) {
                         k_.gelu_mul(g.row(r) + first, g.row(r) + first, u.row(r) + first, last - first);
                       }

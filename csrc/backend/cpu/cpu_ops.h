@@ -1,6 +1,7 @@
 // cpu_ops.h: every op over the kernel table of one instruction set: checks shapes, splits rows, calls kernels.
 //
-// In mode "fast" products with packed weights go through 8-bit codes of x where the instruction set has them.
+// In mode "fast" products with packed weights go through 8-bit codes of x, those with bf16 weights through x in bf16,
+// where the instruction set has them.
 // Work is cut by size and thread count, but never inside a sum, so no result depends on the cut. Scratch belongs to the
 // thread and only grows: steps of a known size allocate nothing.
 #pragma once
@@ -8,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -53,6 +55,18 @@ class CpuOps final : public Ops {
     std::vector<float> values;  // [positions, 2 * freq]
   };
 
+  // Makes rows of x into what products with some weights take, in memory for one product after the other. Without
+  // kernels in mode "exact".
+  struct Encoder {
+    const cpu::CodedKernels* kernels;
+    std::unique_ptr<uint8_t[]> memory;
+    int64_t bytes = 0;
+  };
+  struct Encoded {
+    const cpu::CodedKernels* kernels = nullptr;  // null: the product reads x itself
+    cpu::CodedRows rows{};
+  };
+
   template <class Body>
   void split(int64_t items, int64_t work, int64_t step, Body&& body);
   template <class Body>
@@ -61,19 +75,18 @@ class CpuOps final : public Ops {
   void each_value(int64_t rows, int64_t cols, Body&& body);
   float* scratch(int worker) { return scratch_[static_cast<size_t>(worker)].get(); }
   void reserve(int64_t floats);
-  bool takes_codes(const Weight& w) const;
-  int64_t linear_scratch(const Weight& w) const;
-  cpu::CodedRows encode(Tensor x);
-  void multiply(const cpu::LinearArgs& args, cpu::CodedRows coded, int64_t first, int64_t last, int worker);
+  Encoder* encoder_of(const Weight& w);  // null: its products are in f32
+  int64_t linear_scratch(const Weight& w);
+  Encoded encode(Tensor x, const Weight& w);
+  std::pair<Encoded, Encoded> encode(Tensor x, const Weight& a, const Weight& b);
+  void multiply(const cpu::LinearArgs& args, const Encoded& x, int64_t first, int64_t last, int worker);
   const Turns& turns(const float* freq, int64_t half, std::span<const int32_t> positions);
 
   const cpu::CpuKernels& k_;
   ThreadPool& pool_;
   std::vector<std::unique_ptr<float[]>> scratch_;  // one a thread
   int64_t scratch_floats_ = 0;
-  const cpu::CodedKernels* codes_;           // null in mode "exact"
-  std::unique_ptr<uint8_t[]> coded_memory_;  // rows of x in codes, of one product after the other
-  int64_t coded_bytes_ = 0;
+  Encoder encoders_[2];
   Turns turns_[4];
   size_t next_turns_ = 0;
   std::vector<float> partial_;  // attention states of one split row after the other

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gemmantle.api import chat, completions, embeddings, files, models, responses, stored
+from gemmantle.api import chat, completions, embeddings, files, models, responses, stored, stored_chats
 from gemmantle.api.background import State, state_at
+from gemmantle.api.chat_store import StoredChat
 from gemmantle.api.common import new_id
-from gemmantle.api.helpers import HELPERS
+from gemmantle.api.helpers import HELPERS, tokenizer_info
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
 from gemmantle.api.repeats import Repeats
@@ -27,7 +28,6 @@ from gemmantle.errors import RequestError
 
 __all__ = ["ByteStream", "Expired", "Handler", "ModelSource", "Reply", "Request"]
 
-_PREFIXES = ("/openai/v1", "/v1")
 _LARGE_BODY = 32 << 10  # above this, validating and encoding is moved off the event loop
 # Fields that may make a grammar, which takes milliseconds, and a second the first time.
 _HEAVY = {
@@ -37,12 +37,23 @@ _HEAVY = {
 
 _Start = Callable[[dict[str, Any], ServingEngine, Callable[[], State]], tuple[Work, Answer]]
 _GENERATING: dict[str, _Start] = {
-    "/chat/completions": lambda body, engine, _: chat.start(body, engine),
+    "/chat/completions": lambda body, engine, state: chat.start(body, engine, _keeper(state)),
     "/completions": lambda body, engine, _: completions.start(body, engine),
     "/responses": lambda body, engine, state: responses.start(body, engine, state()),
 }
 _BATCH_WORKERS = 32
 _COUNTING = "/responses/input_tokens"
+_CHATS = "/chat/completions"
+_STORED_CHATS = f"{_CHATS}/"
+# Routes that look something up, and what they answer; their own subroutes check their verbs themselves.
+_LOOKUPS = {
+    **dict.fromkeys((*HELPERS, _COUNTING, "/embeddings"), ("POST",)),
+    "/models": ("GET",),
+    "/tokenizer_info": ("GET",),
+    "/files": ("GET", "POST"),
+    "/batches": ("GET", "POST"),
+}
+_FOLDERS = ("/files/", "/batches/", "/responses/", _STORED_CHATS)
 
 
 class Handler:
@@ -93,6 +104,9 @@ class Handler:
             deadline = _deadline(request)
             body = parse_body(request.body)
             work, answer, name = self._begin(body, _model_name(body), start)
+            while answer.stream and work.queued:  # a refusal belongs before the head (spec api T-21)
+                for choice, delta in work.collect(deadline):
+                    answer.feed(choice, delta)
             reply = self._at_once(request, work, answer, name, started)
             if reply is not None:
                 return reply
@@ -116,6 +130,9 @@ class Handler:
                 work, answer, name = await to_thread.run_sync(self._begin, body, model, start)
             else:
                 work, answer, name = self._begin(body, model, start)
+            while answer.stream and work.queued:
+                for choice, delta in await work.acollect(deadline):
+                    answer.feed(choice, delta)
             reply = self._at_once(request, work, answer, name, started)
             if reply is not None:
                 return reply
@@ -143,7 +160,7 @@ class Handler:
         return None
 
     def _look_up(self, request: Request) -> dict[str, Any] | bytes | ByteStream:
-        path = _path(request)
+        path = request.route
         if path == "/embeddings":
             raise embeddings.refuse(parse_body(request.body))
         if path.startswith("/files"):
@@ -155,12 +172,17 @@ class Handler:
             body = parse_body(request.body)
             model = _model_name(body)
             return responses.count_tokens(body, self._source.find(model) or self._source.load(model), self._state())
+        if path == _CHATS or path.startswith(_STORED_CHATS):
+            name = path.removeprefix(_CHATS).removeprefix("/")
+            return stored_chats.serve(request, name, self._state().chats, self._source)
         if path.startswith("/responses/"):
             return stored.serve(request, path.removeprefix("/responses/"), self._state())
         if path in HELPERS:
             body = parse_body(request.body)
             model = _model_name(body)
             return HELPERS[path](body, self._source.find(model) or self._source.load(model))
+        if path == "/tokenizer_info":
+            return tokenizer_info(request, self._source)
         if path == "/models":
             return models.list_models(self._source)
         return models.retrieve(self._source, path.removeprefix("/models/"))
@@ -184,38 +206,31 @@ class Handler:
 
 def _route(request: Request) -> _Start | None:
     """The route that generates, None for the ones that look something up; raises for everything else."""
-    path = _path(request)
-    method = request.method.upper()
+    path, method = request.route, request.method.upper()
     if path in _GENERATING:
         if method == "POST":
             return _GENERATING[path]
-        if method == "GET" and path == "/chat/completions":
-            raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
-        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
-    if path in HELPERS:
-        if method == "POST":
+        if method == "GET" and path == _CHATS:
             return None
-        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
-    if path.startswith("/chat/completions/"):
-        raise RequestError("no chats are stored here (`store` is off)", code="completion_not_found")
-    if path == "/models" or (path.startswith("/models/") and len(path) > len("/models/")):
-        if method == "GET":
+        raise _wrong_verb(path, "POST", method)
+    verbs = _LOOKUPS.get(path, ("GET",) if path.startswith("/models/") else None)
+    if verbs is not None:
+        if method in verbs:
             return None
-        raise RequestError(f"{path[:200]} answers GET, not {method}", code="method_not_allowed")
-    if path == _COUNTING:
-        if method == "POST":
-            return None
-        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
-    if path.startswith("/responses/") and path != "/responses/compact":
+        raise _wrong_verb(path, " and ".join(verbs), method)
+    if path.startswith(_FOLDERS) and path != "/responses/compact":
         return None
-    if path in ("/files", "/batches") or path.startswith(("/files/", "/batches/")):
-        return None
-    if path == "/embeddings":
-        if method == "POST":
-            return None
-        raise RequestError(f"{path} answers POST, not {method}", code="method_not_allowed")
-    known = ", ".join([*sorted(_GENERATING), "/batches", "/files", "/models", *sorted(HELPERS)])
+    known = ", ".join(sorted({*_GENERATING, *_LOOKUPS}))
     raise RequestError(f"no route {path[:200]}; there are {known}", code="unknown_url")
+
+
+def _wrong_verb(path: str, verbs: str, found: str) -> RequestError:
+    return RequestError(f"{path[:200]} answers {verbs}, not {found}", code="method_not_allowed")
+
+
+def _keeper(state: Callable[[], State]) -> chat.Keep:
+    """The store is opened when there is something to keep."""
+    return lambda completion, messages: state().chats.put(StoredChat(completion, messages))
 
 
 def _model_name(body: dict[str, Any]) -> str:
@@ -225,16 +240,6 @@ def _model_name(body: dict[str, Any]) -> str:
     if not isinstance(name, str):
         raise RequestError("`model` must be a string: a name, a folder or a .gguf file", param="model")
     return name
-
-
-def _path(request: Request) -> str:
-    """Prefixes /v1, /openai/v1 and none are equal (spec api T-3)."""
-    path = request.path
-    for prefix in _PREFIXES:
-        if path.startswith(prefix + "/"):
-            path = path[len(prefix) :]
-            break
-    return path.rstrip("/") or "/"
 
 
 def _deadline(request: Request) -> float | None:

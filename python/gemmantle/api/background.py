@@ -14,6 +14,7 @@ import time
 from typing import Any, Protocol
 
 from gemmantle.api.batches import Batches
+from gemmantle.api.chat_store import ChatStore, MemoryChats, SqliteChats
 from gemmantle.api.files import Folder
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.store import MemoryStore, Record, SqliteStore, Store
@@ -168,10 +169,11 @@ def _check(deadline: float | None) -> None:
 
 
 class State:
-    """The stored responses of one place, the background answers that will end there, and its files and batches."""
+    """The stored responses and chats of one place, the answers that will end there, and its files and batches."""
 
-    def __init__(self, store: Store, folder: str | None = None) -> None:
+    def __init__(self, store: Store, chats: ChatStore, folder: str | None = None) -> None:
         self.store = store
+        self.chats = chats
         self._folder_path = folder
         self._folder: Folder | None = None
         self._batches: Batches | None = None
@@ -289,7 +291,10 @@ def state_at(path: str | os.PathLike[str] | None) -> State:
             _left_by_parent.append(_states)  # closing a database of the parent here would harm the parent's
             _states, _pid = {}, os.getpid()
         if key not in _states:
-            _states[key] = State(MemoryStore()) if key is None else State(SqliteStore(key), f"{key}.files")
+            if key is None:
+                _states[key] = State(MemoryStore(), MemoryChats())
+            else:
+                _states[key] = State(SqliteStore(key), SqliteChats(key), f"{key}.files")
         return _states[key]
 
 

@@ -13,7 +13,19 @@ from gemmantle.api.stream import Work
 from gemmantle.errors import RequestError
 from gemmantle.structured import Guide, Guided
 
-__all__ = ["Clock", "admit", "completion_usage", "details", "new_id", "sampled_text", "token_entry", "token_text"]
+__all__ = [
+    "Clock",
+    "admit",
+    "clamp_logprob",
+    "completion_usage",
+    "details",
+    "new_id",
+    "prompt_logprobs",
+    "sampled_text",
+    "shortened",
+    "token_entry",
+    "token_text",
+]
 
 _LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 
@@ -91,7 +103,7 @@ def admit(
         for generation in generations:
             generation.cancel()
         raise
-    return Work(generations, guided=guide is not None), effective
+    return Work(generations, guided=guide is not None, queued=engine.profile.max_queue_ms > 0), effective
 
 
 def completion_usage(prompt: int, completion: int, reasoning: int, cached: int) -> dict[str, Any]:
@@ -160,3 +172,37 @@ def token_entry(engine: ServingEngine, token: Token, count: int) -> dict[str, An
         "logprob": clamp_logprob(token.logprob),
         "top_logprobs": top,
     }
+
+
+def prompt_logprobs(engine: ServingEngine, ids: Sequence[int], generation: Generation) -> list[Any]:
+    """One entry a prompt token, null for the first: id -> {logprob, rank, decoded_token}, the token itself included.
+
+    Ranks count from 1; a token that is not among the likeliest ones listed has none.
+    """
+    entries: list[Any] = []
+    for token_id, token in zip(ids, generation.prompt_logprobs, strict=True):
+        if token is None:
+            entries.append(None)
+            continue
+        listed: dict[int, tuple[Any, int | None]] = {
+            other: (logprob, rank) for rank, (other, logprob) in enumerate(token.top, start=1)
+        }
+        listed.setdefault(token_id, (token.logprob, None))
+        entries.append(
+            {
+                str(other): {
+                    "logprob": clamp_logprob(logprob),
+                    "rank": rank,
+                    "decoded_token": token_text(engine.token_bytes(other)),
+                }
+                for other, (logprob, rank) in listed.items()
+            }
+        )
+    return entries
+
+
+def shortened(ids: list[int], limit: int | None) -> list[int]:
+    """The first id, which is the BOS of every text, and the last ones: `limit` in all, where a limit was asked for."""
+    if limit is None or len(ids) <= limit:
+        return ids
+    return ids[:1] + ids[len(ids) - limit + 1 :] if limit > 1 else ids[-1:]

@@ -6,23 +6,22 @@ shape; with `echo` they begin with the prompt's own tokens, the first of them nu
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from gemmantle.api.choices import ChoiceState, Chunks, Totals, head
 from gemmantle.api.common import (
     Clock,
     admit,
     clamp_logprob,
-    completion_usage,
-    details,
-    new_id,
+    prompt_logprobs,
     sampled_text,
+    shortened,
     token_text,
 )
 from gemmantle.api.constraints import build_grammar
 from gemmantle.api.protocol import Delta, Generation, ServingEngine, Token
 from gemmantle.api.schemas import CompletionRequest, choice_sampling, read_completion
-from gemmantle.api.stream import Answer, Work, encode_json, event
+from gemmantle.api.stream import Answer, Work
 from gemmantle.errors import RequestError
 
 __all__ = ["CompletionAnswer", "start"]
@@ -52,26 +51,24 @@ def start(body: dict[str, Any], engine: ServingEngine) -> tuple[Work, Completion
             ids = engine.encode_prompt(prompt, request.add_bos)
         else:
             ids = prompt
+        ids = shortened(ids, request.truncate_prompt_tokens)
         prompts.append((ids, [choice_sampling(request.sampling, choice) for choice in range(distinct)]))
-    work, effective = admit(engine, prompts, "prompt", grammar.guide if grammar else None)
+    guide = None if grammar is None else (lambda: grammar.guide((), request.sampling.suppress))
+    work, effective = admit(engine, prompts, "prompt", guide)
     warnings = grammar.warnings if grammar else []
     return work, CompletionAnswer(request, engine, work, [ids for ids, _ in prompts], effective, clock, warnings)
 
 
-class Choice:
+class Choice(ChoiceState):
     """One choice: its text so far and the columns of its log-probability table."""
 
     def __init__(self, index: int, prompt: str | list[int], prompt_ids: list[int]) -> None:
-        self.index = index
+        super().__init__(index)
         self.prompt = prompt
         self.prompt_ids = prompt_ids
         self.text: list[str] = []
         self.tokens: list[Token] = []
         self.offset = 0  # characters of the token texts listed so far
-        self.ids: list[int] = []
-        self.finish_reason: str | None = None
-        self.stop_reason: str | int | None = None
-        self.usage = (0, 0, 0, 0)
         self.echoed = False
 
 
@@ -92,28 +89,16 @@ class CompletionAnswer(Answer):
         self._request = request
         self._engine = engine
         self._work = work
-        self._effective = effective
         self._clock = clock
+        self._totals = Totals(request, engine.profile, effective, clock)
         self._choices = [
             Choice(index * request.n + repetition, prompt, ids)
             for index, (prompt, ids) in enumerate(zip(request.prompts, prompt_ids, strict=True))
             for repetition in range(request.n)
         ]
         self._repeats = request.n if request.sampling.temperature == 0 else 1
-        self._out: list[str] = []
-        self._head: dict[str, Any] = {
-            "id": new_id("cmpl-"),
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": engine.profile.name,
-            "system_fingerprint": engine.profile.fingerprint,
-        }
-        if request.ignored:
-            self._head["ignored_parameters"] = request.ignored
-        if warnings:
-            self._head["schema_warnings"] = warnings
-        self._head_text = encode_json(self._head)[:-1] + ',"choices":'
-        self._tail_text = ',"usage":null}' if request.include_usage else "}"
+        self._head = head("cmpl-", "text_completion", request, engine.profile, warnings)
+        self._chunks = Chunks(self._head, request)
 
     def feed(self, choice: int, delta: Delta) -> None:
         self._clock.tick()
@@ -122,43 +107,27 @@ class CompletionAnswer(Answer):
             self._advance(target, delta)
 
     def take(self) -> bytes:
-        if not self._out:
-            return b""
-        chunks = b"".join(map(event, self._out))
-        self._out.clear()
-        return chunks
+        return self._chunks.take()
 
     def close_events(self) -> bytes:
-        closing = self.take()
-        extra: dict[str, Any] = {}
-        if self._request.include_usage:
-            extra["usage"] = self._usage()
-        if self._request.return_details:
-            extra.update(self._details())
-        if extra:
-            closing += event(encode_json({**self._head, "choices": [], **extra}))
-        return closing + b"data: [DONE]\n\n"
+        usage = self._usage()
+        return self._chunks.close(usage, self._totals.members(usage))
 
     def body(self) -> dict[str, Any]:
-        value = {
+        usage = self._usage()
+        return {
             **self._head,
             "choices": [self._choice_body(choice) for choice in self._choices],
-            "usage": self._usage(),
+            "usage": usage,
+            "service_tier": self._request.service_tier,
+            **self._totals.members(usage),
         }
-        if self._request.return_details:
-            value.update(self._details())
-        return value
 
     def _advance(self, choice: Choice, delta: Delta) -> None:
         text = "".join([piece for channel, piece in delta.pieces])
         if self._request.sampling.logprobs >= 0:
             choice.tokens.extend(sampled_text(delta, self._request.sampling.include_stop))
-        if self._request.return_token_ids:
-            choice.ids.extend(token.id for token in delta.tokens)
-        if delta.finish_reason is not None:
-            choice.finish_reason = "length" if delta.finish_reason == "length" else "stop"
-            choice.stop_reason = delta.stop_reason
-            choice.usage = delta.usage or choice.usage
+        choice.note(delta, self._request)
         if not self.stream:
             choice.text.append(text)
             return
@@ -174,15 +143,14 @@ class CompletionAnswer(Answer):
             "text": text,
             "logprobs": None,
             "finish_reason": choice.finish_reason,
+            **choice.take_ids(),
         }
         if choice.tokens:
             wire["logprobs"] = self._table(choice, choice.tokens)
             choice.tokens = []
-        if choice.ids:
-            wire["token_ids"], choice.ids = choice.ids, []
         if choice.finish_reason is not None and self._request.return_details:
             wire["stop_reason"] = choice.stop_reason
-        self._out.append(f"{self._head_text}[{encode_json(wire)}]{self._tail_text}")
+        self._chunks.add(self._chunks.framed(wire))
 
     def _choice_body(self, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.text)
@@ -201,6 +169,9 @@ class CompletionAnswer(Answer):
         if self._request.return_token_ids:
             value["token_ids"] = choice.ids
             value["prompt_token_ids"] = choice.prompt_ids
+        if self._request.asks_prompt_logprobs:
+            generation = self._work.generation(choice.index // self._repeats)
+            value["prompt_logprobs"] = prompt_logprobs(self._engine, choice.prompt_ids, generation)
         if self._request.return_details:
             value["stop_reason"] = choice.stop_reason
         return value
@@ -250,18 +221,4 @@ class CompletionAnswer(Answer):
         return top
 
     def _usage(self) -> dict[str, Any]:
-        """Prompt tokens count once for each prompt, whatever n is."""
-        n = self._request.n
-        usages = [choice.usage for choice in self._choices]
-        return completion_usage(
-            sum(usage[0] for usage in usages[::n]),
-            sum(usage[1] for usage in usages),
-            sum(usage[2] for usage in usages),
-            sum(usage[3] for usage in usages[::n]),
-        )
-
-    def _details(self) -> dict[str, Any]:
-        usage = self._usage()
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
-        timings = self._clock.timings(usage["prompt_tokens"], usage["completion_tokens"], cached)
-        return details(self._request, self._engine.profile, self._effective, timings)
+        return self._totals.usage(self._choices, self._request.n)

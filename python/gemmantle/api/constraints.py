@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from gemmantle.api.fields import Fields, show
@@ -54,13 +54,15 @@ class Thinking:
 
 
 def read_format(fields: Fields) -> Format | None:
-    """`response_format`, or `structured_outputs` with its aliases; not both."""
+    """`response_format`, or `structured_outputs` with its aliases; of both only the blanks that JSON may have."""
     standard = _response_format(fields)
     value = fields.values.get("structured_outputs")
     if value is None:
         return standard
     param = fields.written["structured_outputs"]
     if standard is not None:
+        if standard.kind == "json" and isinstance(value, dict) and set(value) == {"whitespace_pattern"}:
+            return replace(standard, whitespace=_blanks(value["whitespace_pattern"], param))
         raise RequestError(f"`response_format` and `{param}` both constrain the reply; send one of them", param=param)
     return _structured_outputs(value, param)
 
@@ -97,16 +99,14 @@ def _structured_outputs(value: Any, param: str) -> Format:
     if not isinstance(value, dict):
         raise RequestError(f"`{param}` is {show(value)}; it must be an object", param=param)
     given = {key: inner for key, inner in value.items() if inner is not None and inner is not False}
-    if given.pop("show_schema", None):
-        raise RequestError(
-            f"`{param}.show_schema` is not supported: write the schema into a message",
-            code="unsupported_parameter",
-            param=f"{param}.show_schema",
-        )
-    blanks = given.pop("whitespace_pattern", None)
-    if blanks is not None and not isinstance(blanks, str):
-        where = f"{param}.whitespace_pattern"
-        raise RequestError(f"`{where}` is {show(blanks)}; it must be a regular expression", param=where)
+    is_shown = given.pop("show_schema", False)
+    if not isinstance(is_shown, bool):
+        where = f"{param}.show_schema"
+        raise RequestError(f"`{where}` is {show(is_shown)}; it must be true or false", param=where)
+    if is_shown and "json" not in given:
+        where = f"{param}.show_schema"
+        raise RequestError(f"`{where}` needs `{param}.json`, a schema to be shown", param=where)
+    blanks = _blanks(given.pop("whitespace_pattern", None), param)
     for key in given:
         if key not in _KINDS:
             where = f"{param}.{key}"[:120]
@@ -129,7 +129,7 @@ def _structured_outputs(value: Any, param: str) -> Format:
                 raise RequestError(f"`{where}` is no JSON: {error}", param=where) from None
         if not isinstance(inner, dict):
             raise RequestError(f"`{where}` is {show(inner)}; it must be a schema", param=where)
-        return Format("json", inner, where, whitespace=blanks)
+        return Format("json", inner, where, whitespace=blanks, is_shown=is_shown)
     if kind == "choice":
         if not isinstance(inner, list) or not inner or not all(isinstance(text, str) and text for text in inner):
             raise RequestError(
@@ -138,6 +138,13 @@ def _structured_outputs(value: Any, param: str) -> Format:
     elif not isinstance(inner, str) or not inner:
         raise RequestError(f"`{where}` is {show(inner)}; it must be a string, not empty", param=where)
     return Format(kind, inner, where)
+
+
+def _blanks(value: Any, param: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        where = f"{param}.whitespace_pattern"
+        raise RequestError(f"`{where}` is {show(value)}; it must be a regular expression", param=where)
+    return value
 
 
 # --- tools

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from gemmantle.api.protocol import Profile
 from gemmantle.errors import RequestError
 
-__all__ = ["INT64", "Fields", "show"]
+__all__ = ["INT64", "Fields", "check_metadata", "show"]
 
 INT64 = 1 << 63
 
@@ -51,20 +51,21 @@ _PARTS = {
 }
 
 # Accepted without effect: identifiers kept by servers only, and switches that cannot matter because output is parsed
-# by token ids and nothing is cached between requests.
+# by token ids, and prompts that begin alike share their KV under whatever key.
 _NEUTRAL = {
-    "user", "safety_identifier", "metadata", "skip_special_tokens", "spaces_between_special_tokens", "cache_prompt",
+    "user", "safety_identifier", "skip_special_tokens", "spaces_between_special_tokens", "prompt_cache_key",
+    "prompt_cache_retention",
 }  # fmt: skip
 
 # Fields of later work: the values listed ask for nothing and pass, every other one is refused.
 _LATER: dict[str, tuple[object, ...]] = {
     "functions": (),
     "function_call": ("none",),
-    "service_tier": ("auto", "default"),
-    "prompt_cache_key": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
+    "prompt_cache_options": ({"mode": "implicit"},),
+    "cache_prompt": (True,),
     "store": (False,),
+    "metadata": ({},),
+    "reasoning_field": ("reasoning",),
     "verbosity": ("medium",),
     "prediction": (),
     "moderation": (),
@@ -73,8 +74,6 @@ _LATER: dict[str, tuple[object, ...]] = {
     "audio": (),
     "repetition_window": (),
     "bad_words": ([],),
-    "allowed_token_ids": (),
-    "prompt_logprobs": (),
     "logprobs_mode": ("raw",),
     "structured_outputs": (),
     "thinking_token_budget": (-1,),
@@ -83,7 +82,6 @@ _LATER: dict[str, tuple[object, ...]] = {
     "documents": ([],),
     "cache_salt": (),
     "priority": (0,),
-    "truncate_prompt_tokens": (),
     "image_token_budget": (),
     "fallback": ("never",),
     "allow_special_tokens": (False,),
@@ -92,13 +90,24 @@ _LATER: dict[str, tuple[object, ...]] = {
 }
 
 _REMEDY = {
-    "functions": "send them as `tools`",
-    "function_call": "send `tools` and `tool_choice`",
+    "functions": "only conversations call functions: use /chat/completions",
+    "function_call": "only conversations call functions: use /chat/completions",
     "suffix": "the model was not trained to fill in the middle; put the whole text in `prompt`",
-    "store": "nothing is kept here; send store=false or leave it out",
+    "store": "only conversations and responses are kept: use /chat/completions or /responses",
+    "metadata": "it belongs to what is kept: use /chat/completions or /responses",
+    "reasoning_field": "only conversations have thoughts: use /chat/completions",
+    "prompt_cache_options": "prompts that begin alike share their KV by themselves",
+    "cache_prompt": "prompts that begin alike share their KV by themselves",
+    "repetition_window": "the penalty looks at the whole text",
     "verbosity": "say in the messages how long the answer should be",
     "modalities": "answers are text",
     "audio": "answers are text",
+    "continue_final_message": "a prompt of /completions is continued as it is",
+    "add_generation_prompt": "a prompt of /completions is taken as it is",
+    "documents": "the chat template has no place for them; put their text into a message",
+    "bad_words": "give logit_bias a token id",
+    "cache_salt": "use an engine of its own",
+    "logprobs_mode": "log-probabilities are those of the model itself",
     "fallback": "give the client fallback=gemmantle.remote(...) first",
     "use_beam_search": "use n with temperature > 0",
     "length_penalty": "it belongs to beam search",
@@ -196,6 +205,10 @@ class Fields:
             self._wrong(name, value, f"a number {limits}")
         return float(value)
 
+    def metadata(self) -> dict[str, str]:
+        """What a caller wants kept beside an answer."""
+        return check_metadata(self.values.get("metadata", {}))
+
     def _wrong(self, name: str, value: Any, wanted: str) -> NoReturn:
         written = self.written.get(name, name)
         raise RequestError(f"`{written}` is {show(value)}; it must be {wanted}", param=written)
@@ -204,6 +217,18 @@ class Fields:
 def _refuse(name: str) -> NoReturn:
     remedy = _REMEDY.get(name) or _REMEDY.get(_ALIASES.get(name, name), "leave it out")
     raise RequestError(f"`{name[:100]}` is not supported: {remedy}", code="unsupported_parameter", param=name[:100])
+
+
+def check_metadata(value: Any) -> dict[str, str]:
+    """A copy of `metadata`; RequestError says what it may be."""
+    fits = isinstance(value, dict) and len(value) <= 16
+    if not fits or not all(len(key) <= 64 and isinstance(v, str) and len(v) <= 512 for key, v in value.items()):
+        raise RequestError(
+            f"`metadata` is {show(value)}; it must map up to 16 names of up to 64 characters to strings of up to 512 "
+            "characters",
+            param="metadata",
+        )
+    return dict(value)
 
 
 def show(value: Any) -> str:

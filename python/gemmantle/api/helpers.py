@@ -1,16 +1,18 @@
-"""POST /tokenize, /detokenize and /apply-template (spec api 7.2): words to ids and back, without generating."""
+"""POST /tokenize, /detokenize, /apply-template, GET /tokenizer_info (spec api 7.2): words to ids and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from gemmantle.api.common import shortened
 from gemmantle.api.fields import Fields, show
-from gemmantle.api.protocol import Profile, ServingEngine
+from gemmantle.api.protocol import ModelSource, Profile, Request, ServingEngine
+from gemmantle.api.queries import read_query
 from gemmantle.api.schemas import read_chat
 from gemmantle.errors import RequestError
 
-__all__ = ["HELPERS"]
+__all__ = ["HELPERS", "tokenizer_info"]
 
 
 def tokenize(body: dict[str, Any], engine: ServingEngine) -> dict[str, Any]:
@@ -46,13 +48,39 @@ def apply_template(body: dict[str, Any], engine: ServingEngine) -> dict[str, Any
     request = read_chat(body, profile)
     _need_tokenizer(profile, "messages")
     prompt = engine.render_chat(request.messages, request.tools, request.thinking.on)
-    ids = prompt.ids()
+    ids = shortened(prompt.ids(), request.truncate_prompt_tokens)
     return {
         "model": profile.name,
         "prompt": prompt.text,
         "tokens": ids,
         "count": len(ids),
         "max_context": profile.max_context,
+    }
+
+
+def tokenizer_info(request: Request, models: ModelSource) -> dict[str, Any]:
+    """What the vocabulary of `model` is; of the only loaded one where none is named."""
+    name = read_query(request, ("model",)).get("model")
+    if name is None:
+        loaded = [card["id"] for card in models.cards() if card.get("loaded")]
+        if len(loaded) != 1:
+            there = ", ".join(loaded) or "none is loaded"
+            raise RequestError(
+                f"`model` is missing ({there}): /tokenizer_info?model=NAME",
+                code="missing_required_parameter",
+                param="model",
+            )
+        name = loaded[0]
+    profile = (models.find(name) or models.load(name)).profile
+    _need_tokenizer(profile, "model")
+    return {
+        "model": profile.name,
+        "vocabulary": profile.vocab_size,
+        "max_context": profile.max_context,
+        "is_chat": profile.is_chat,
+        "bos_token_id": profile.bos_id,
+        "eos_token_ids": list(profile.eos_ids),
+        "special_tokens": dict(profile.special),
     }
 
 

@@ -56,6 +56,7 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
         raise RequestError(f"`messages` is {show(value)}; it must be a list of at least one message", param="messages")
     messages = []
     call_ids: set[str] = set()
+    called: set[str] = set()  # functions, in the shape of before `tools`
     for position, message in enumerate(value):
         path = f"messages[{position}]"
         if not isinstance(message, dict):
@@ -71,14 +72,20 @@ def read_messages(value: Any) -> list[dict[str, Any]]:
                 near = difflib.get_close_matches(key, sorted(_MESSAGE_KEYS), n=1)
                 hint = f"; did you mean `{near[0]}`?" if near else "; remove it"
                 raise RequestError(f"unknown field `{where}`{hint}", code="unknown_parameter", param=where)
-        for key in ("audio", "function_call"):
-            if message.get(key) is not None:
-                raise RequestError(
-                    f"`{path}.{key}` is not supported", code="unsupported_parameter", param=f"{path}.{key}"
-                )
+        if message.get("audio") is not None:
+            raise RequestError(
+                f"`{path}.audio` is not supported: leave it out", code="unsupported_parameter", param=f"{path}.audio"
+            )
         _check_content(message, role, path)
         if role == "assistant":
             call_ids |= _check_calls(message, path)
+            called |= _check_function_call(message, path)
+        elif role == "function" and message.get("name") not in called:
+            raise RequestError(
+                f"`{path}.name` is {show(message.get('name'))}, but no assistant message before it called a "
+                "function of that name",
+                param=f"{path}.name",
+            )
         elif role == "tool":
             call_id = message.get("tool_call_id")
             if not isinstance(call_id, str):
@@ -139,3 +146,15 @@ def _check_calls(message: dict[str, Any], path: str) -> set[str]:
         if isinstance(call.get("id"), str):
             ids.add(call["id"])
     return ids
+
+
+def _check_function_call(message: dict[str, Any], path: str) -> set[str]:
+    call = message.get("function_call")
+    if call is None:
+        return set()
+    where = f"{path}.function_call"
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        raise RequestError(f"`{where}` must be an object with `name` and `arguments`", param=where)
+    if not isinstance(call.get("arguments", "{}"), str):
+        raise RequestError(f"`{where}.arguments` must be a string of JSON", param=f"{where}.arguments")
+    return {call["name"]}

@@ -129,12 +129,15 @@ class Profile:
     default_top_k: int = 0
     default_reasoning: str = "none"
     unknown_fields: str = "error"  # or "report"
+    max_queue_ms: int = 0  # that requests wait; then the first delta says, empty, that one has its place. 0: no limit
     chat_suppress: tuple[int, ...] = ()  # ids a chat answer never contains
     raw_suppress: tuple[int, ...] = ()  # the checkpoint's own suppress_tokens
     call_id: int | None = None  # <|tool_call>
     eos_ids: tuple[int, ...] = ()  # ids that end a reply
     thought_open: tuple[int, ...] = ()  # ids that open a thought; empty: the vocabulary knows none
     thought_end: tuple[int, ...] = ()  # ids that close one
+    bos_id: int | None = None
+    special: tuple[tuple[str, int], ...] = ()  # control strings and their ids
 
 
 class ServingEngine(Protocol):
@@ -150,9 +153,9 @@ class ServingEngine(Protocol):
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
         thinking: bool,
-        *,
-        preserve_thinking: bool = False,
-    ) -> Prompt: ...
+        **template: bool,
+    ) -> Prompt:
+        """template: the switches of `gemmantle.chat.render`."""
 
     def encode_prompt(self, text: str, add_bos: bool = True) -> list[int]: ...
 
@@ -182,6 +185,16 @@ class Request:
     body: bytes = b""
     timeout: float | None = None
     query: str = ""  # as it stands in the address, without the question mark
+
+    @property
+    def route(self) -> str:
+        """The path without its prefix: /v1, /openai/v1 and none are equal (spec api T-3)."""
+        path = self.path
+        for prefix in ("/openai/v1", "/v1"):
+            if path.startswith(prefix + "/"):
+                path = path[len(prefix) :]
+                break
+        return path.rstrip("/") or "/"
 
 
 class ByteStream(Protocol):

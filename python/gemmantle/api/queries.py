@@ -43,7 +43,7 @@ def read_query(request: Request, known: Sequence[str]) -> dict[str, str]:
         name = name.removesuffix("[]")
         if name not in known:
             raise RequestError(
-                f"unknown parameter `{name[:100]}`; there are {', '.join(known)}",
+                f"unknown parameter `{name[:100]}`; there are {', '.join(known) or 'none here'}",
                 code="unknown_parameter",
                 param=name[:100],
             )

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemmantle.api.background import Following, Job, State
-from gemmantle.api.chat import Choice, Reading, prepare, rendered, submit
-from gemmantle.api.common import Clock, details, new_id
+from gemmantle.api.chat import prepare, rendered, submit
+from gemmantle.api.common import Clock, new_id
 from gemmantle.api.fields import INT64, Fields, show
 from gemmantle.api.items import Conversation, packed, read_items, read_tool_choice, read_tools, renamed
 from gemmantle.api.problems import Problem
 from gemmantle.api.protocol import ByteStream, Delta, Profile, Prompt, ServingEngine
+from gemmantle.api.reading import Choice, Reading
 from gemmantle.api.schemas import CHAT_FIELDS, ChatRequest, read_chat
 from gemmantle.api.store import Record
 from gemmantle.api.stream import Work, encode_json, event
@@ -40,6 +41,11 @@ _ELSEWHERE = {
     "reasoning_effort": "it is `reasoning.effort` here",
     "logprobs": "put 'message.output_text.logprobs' into `include`",
     "n": "a response has one answer; send several requests",
+    "prompt_logprobs": "ask /chat/completions or /completions",
+    "truncate_prompt_tokens": "it is `truncation`: 'auto' here",
+    "reasoning_field": "thoughts are items of their own here",
+    "continue_final_message": "a response is a message of its own",
+    "add_generation_prompt": "a response is a message of its own",
 }
 _FOREIGN = {
     "conversation": "link the turns with `previous_response_id`",
@@ -168,6 +174,8 @@ def _read(body: dict[str, Any], profile: Profile, state: State) -> ResponseReque
     )
     if request.background and not request.store:
         raise RequestError("`background` needs `store`: true, for its answer is fetched later", param="background")
+    if request.background and fields.values.get("service_tier", "auto") == "auto":
+        chat.service_tier = "flex"  # nobody waits for it
     reasoning = _read_reasoning(fields, request, chat_body)
     request.truncates = _one_of(fields, "truncation", ("disabled", "auto")) == "auto"
     request.copies_thoughts = _one_of(fields, "reasoning_summary", ("none", "verbatim")) == "verbatim"
@@ -232,8 +240,9 @@ def _read_reasoning(fields: Fields, request: ResponseRequest, chat_body: dict[st
             code="unsupported_parameter",
             param="reasoning.mode",
         )
-    request.chat.preserve_thinking = reasoning.get("context") == "all_turns"
-    context = "all_turns" if request.chat.preserve_thinking else "current_turn"
+    context = "all_turns" if reasoning.get("context") == "all_turns" else "current_turn"
+    if context == "all_turns":
+        request.chat.template["preserve_thinking"] = True
     effort = chat_body.get("reasoning_effort") or ("high" if request.chat.thinking.on else "none")
     return {"effort": effort, "summary": reasoning.get("summary"), "context": context}
 
@@ -245,18 +254,6 @@ def _read_include(fields: Fields) -> list[str]:
             f"`include` is {show(include)}; it must be a list of {', '.join(sorted(_INCLUDABLE))}", param="include"
         )
     return include
-
-
-def _read_metadata(fields: Fields) -> dict[str, str]:
-    metadata = fields.values.get("metadata", {})
-    fits = isinstance(metadata, dict) and len(metadata) <= 16
-    if not fits or not all(len(key) <= 64 and isinstance(v, str) and len(v) <= 512 for key, v in metadata.items()):
-        raise RequestError(
-            f"`metadata` is {show(metadata)}; it must map up to 16 names of up to 64 characters to strings of up to "
-            "512 characters",
-            param="metadata",
-        )
-    return dict(metadata)
 
 
 def _object(fields: Fields, name: str, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -289,11 +286,11 @@ def _echo(fields: Fields, request: ResponseRequest, reasoning: dict[str, Any]) -
         "instructions": values.get("instructions"),
         "max_output_tokens": None if "max_output_tokens" not in values else sampling.max_tokens,
         "max_tool_calls": values.get("max_tool_calls"),
-        "metadata": _read_metadata(fields),
+        "metadata": fields.metadata(),
         "parallel_tool_calls": not sampling.single_call,
         "previous_response_id": values.get("previous_response_id"),
         "reasoning": reasoning,
-        "service_tier": "default",
+        "service_tier": request.chat.service_tier,
         "store": request.store,
         "temperature": sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": "medium"},
@@ -545,8 +542,7 @@ class ResponseAnswer(Reading):
                 response["token_ids"] = choice.ids
             if self._request.return_details:
                 response["stop_reason"] = choice.stop_reason
-                timings = self._clock.timings(choice.usage[0], choice.usage[1], choice.usage[3])
-                response.update(details(self._request, self._engine.profile, self._effective, timings))
+                response.update(self._totals.members(self._totals.usage([choice], 1)))
         self._emit(f"response.{'incomplete' if status == 'cancelled' else status}", response=response)
 
     def _emit_item(self, kind: str, **members: Any) -> None:

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+from gemmantle.api import legacy
 from gemmantle.api.constraints import Thinking, ToolChoice, read_format, read_thinking, read_tool_choice
 from gemmantle.api.fields import INT64, Fields, show
 from gemmantle.api.messages import read_messages, read_tools
@@ -30,12 +31,14 @@ _SAMPLING_FIELDS = {
     "model", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "frequency_penalty",
     "presence_penalty", "repetition_penalty", "logit_bias", "n", "seed", "stop", "stop_token_ids", "ignore_eos",
     "min_tokens", "include_stop_str_in_output", "logprobs", "stream", "stream_options", "return_token_ids",
-    "return_details",
+    "return_details", "service_tier", "prompt_logprobs", "truncate_prompt_tokens", "allowed_token_ids",
 }  # fmt: skip
-_CHAT_FIELDS = _SAMPLING_FIELDS | {
+# Switches of the chat template, and what they are where nobody speaks of them.
+_TEMPLATE_SWITCHES = {"add_generation_prompt": True, "continue_final_message": False, "allow_special_tokens": False}
+_CHAT_FIELDS = _SAMPLING_FIELDS | set(_TEMPLATE_SWITCHES) | {
     "messages", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "reasoning_effort",
     "chat_template_kwargs", "enable_thinking", "include_reasoning", "response_format", "structured_outputs",
-    "thinking_token_budget",
+    "thinking_token_budget", "store", "metadata", "reasoning_field",
 }  # fmt: skip
 _COMPLETION_FIELDS = _SAMPLING_FIELDS | {
     "prompt", "echo", "best_of", "add_special_tokens", "response_format", "structured_outputs",
@@ -54,8 +57,19 @@ class CommonRequest:
     include_usage: bool = False
     return_token_ids: bool = False
     return_details: bool = False
+    asks_prompt_logprobs: bool = False
+    truncate_prompt_tokens: int | None = None
     form: Format | None = None  # what the text of the reply must be
     ignored: list[str] = field(default_factory=list)  # unknown fields, where the engine was told to report them
+
+    @property
+    def service_tier(self) -> str:
+        """The tier that is applied, which is nothing but the priority in the engine."""
+        return next(tier for tier, priority in _PRIORITIES.items() if priority == self.sampling.priority)
+
+    @service_tier.setter
+    def service_tier(self, tier: str) -> None:
+        self.sampling.priority = _PRIORITIES[tier]
 
 
 @dataclass
@@ -66,8 +80,12 @@ class ChatRequest(CommonRequest):
     tools: list[dict[str, Any]] | None = None
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     thinking: Thinking = field(default_factory=lambda: Thinking(False))
-    preserve_thinking: bool = False
+    template: dict[str, bool] = field(default_factory=dict)  # switches of `chat.render` that were asked for
     include_reasoning: bool = True
+    reasoning_names: tuple[str, ...] = ("reasoning",)
+    legacy_functions: bool = False  # asked in the shape of before `tools`, and answered in it
+    store: bool = False
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,6 +116,18 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 def read_chat(body: dict[str, Any], profile: Profile) -> ChatRequest:
     """Validate a chat request against the model that will answer it."""
+    if not legacy.is_legacy(body):
+        return _read_chat(body, profile)
+    try:
+        request = _read_chat(legacy.modern(body), profile)
+    except RequestError as exc:
+        raise legacy.renamed(exc) from None
+    request.legacy_functions = True
+    request.sampling.single_call = True
+    return request
+
+
+def _read_chat(body: dict[str, Any], profile: Profile) -> ChatRequest:
     fields = Fields(body, _CHAT_FIELDS, profile)
     sampling = _read_sampling(fields, profile)
     sampling.logprobs = _chat_logprobs(fields)
@@ -113,6 +143,10 @@ def read_chat(body: dict[str, Any], profile: Profile) -> ChatRequest:
         thinking=read_thinking(fields, profile),
         form=read_format(fields),
         include_reasoning=fields.boolean("include_reasoning", True),
+        reasoning_names=_reasoning_names(fields),
+        store=fields.boolean("store", False),
+        metadata=fields.metadata(),
+        template=_read_template(fields),
     )
     _read_common(fields, request)
     sampling.max_tokens = fields.integer("max_completion_tokens", -1, 1, INT64 - 1)
@@ -120,6 +154,7 @@ def read_chat(body: dict[str, Any], profile: Profile) -> ChatRequest:
     sampling.suppress = list(profile.chat_suppress)
     if choice.mode == "none" and profile.call_id is not None:
         sampling.suppress.append(profile.call_id)
+    _suppress_others(fields, sampling, profile)
     return request
 
 
@@ -133,6 +168,7 @@ def read_completion(body: dict[str, Any], profile: Profile) -> CompletionRequest
     if echo:
         sampling.prompt_logprobs = sampling.logprobs
     sampling.suppress = list(profile.raw_suppress)
+    _suppress_others(fields, sampling, profile)
     request = CompletionRequest(
         model=fields.text("model"),
         sampling=sampling,
@@ -186,6 +222,10 @@ def _read_common(fields: Fields, request: CommonRequest) -> None:
     request.return_token_ids = fields.boolean("return_token_ids", False)
     request.return_details = fields.boolean("return_details", False)
     request.ignored = fields.ignored
+    request.service_tier = _read_tier(fields)
+    if "truncate_prompt_tokens" in fields.values:
+        request.truncate_prompt_tokens = fields.integer("truncate_prompt_tokens", 1, 1, INT64 - 1)
+    _read_prompt_logprobs(fields, request)
     options = fields.values.get("stream_options")
     if options is None:
         return
@@ -204,6 +244,44 @@ def _read_common(fields: Fields, request: CommonRequest) -> None:
         if value is not None and not isinstance(value, bool):
             raise RequestError(f"`{path}` is {show(value)}; it must be true or false", param=path)
     request.include_usage = bool(options.get("include_usage"))
+
+
+_PRIORITIES = {"priority": 1, "default": 0, "flex": -1}
+_TIERS = {**{tier: tier for tier in _PRIORITIES}, **dict.fromkeys(("auto", "scale", "fast"), "default")}
+
+
+def _read_tier(fields: Fields) -> str:
+    """The tier that is applied: there are three of them here."""
+    tier = fields.values.get("service_tier", "auto")
+    if not isinstance(tier, str) or tier not in _TIERS:
+        raise RequestError(
+            f"`service_tier` is {show(tier)}; it must be one of {', '.join(_TIERS)}", param="service_tier"
+        )
+    return _TIERS[tier]
+
+
+def _read_prompt_logprobs(fields: Fields, request: CommonRequest) -> None:
+    wanted = fields.integer("prompt_logprobs", -1, 0, 20)
+    if wanted < 0:
+        return
+    if request.stream:
+        raise RequestError(
+            "`prompt_logprobs` cannot be streamed; leave `stream` out",
+            code="unsupported_value",
+            param="prompt_logprobs",
+        )
+    request.asks_prompt_logprobs = True
+    request.sampling.prompt_logprobs = max(request.sampling.prompt_logprobs, wanted)
+
+
+def _reasoning_names(fields: Fields) -> tuple[str, ...]:
+    """Under which names thoughts are told: `reasoning_content` is what some clients look for."""
+    name = fields.values.get("reasoning_field", "reasoning")
+    if name not in ("reasoning", "both"):
+        raise RequestError(
+            f"`reasoning_field` is {show(name)}; it must be 'reasoning' or 'both'", param="reasoning_field"
+        )
+    return ("reasoning", "reasoning_content") if name == "both" else ("reasoning",)
 
 
 def _chat_logprobs(fields: Fields) -> int:
@@ -250,6 +328,27 @@ def _read_ids(fields: Fields, name: str, profile: Profile) -> list[int]:
     if not isinstance(value, list):
         raise RequestError(f"`{name}` is {show(value)}; it must be a list of token ids", param=name)
     return _check_ids(value, name, profile)
+
+
+def _suppress_others(fields: Fields, sampling: Sampling, profile: Profile) -> None:
+    """`allowed_token_ids`: nothing else is drawn, the tokens that end a reply included."""
+    if "allowed_token_ids" not in fields.values:
+        return
+    allowed = set(_read_ids(fields, "allowed_token_ids", profile)) - set(sampling.suppress)
+    if not allowed:
+        raise RequestError(
+            "`allowed_token_ids` has no token that this model may say; name some, or leave it out",
+            param="allowed_token_ids",
+        )
+    sampling.suppress = [token for token in range(profile.vocab_size) if token not in allowed]
+
+
+def _read_template(fields: Fields) -> dict[str, bool]:
+    switches = {}
+    for name, default in _TEMPLATE_SWITCHES.items():
+        if fields.boolean(name, default) is not default:
+            switches[name] = not default
+    return switches
 
 
 def _check_ids(ids: list[Any], path: str, profile: Profile) -> list[int]:

@@ -108,8 +108,10 @@ def _merge(deltas: list[Delta]) -> Delta:
 class Work:
     """The generations of one request, waited for together."""
 
-    def __init__(self, generations: Sequence[Generation], *, guided: bool = False) -> None:
-        self.guided = guided  # constrained: reading them is what keeps them going
+    def __init__(self, generations: Sequence[Generation], *, guided: bool = False, queued: bool = False) -> None:
+        """guided: constrained, reading them is what keeps them going. queued: each says first that it has a place."""
+        self.guided = guided
+        self._queued = set(range(len(generations))) if queued else set()
         self._open = dict(enumerate(generations))
         self._all = list(generations)
         self.cancelled = False
@@ -117,6 +119,11 @@ class Work:
     @property
     def running(self) -> bool:
         return bool(self._open)
+
+    @property
+    def queued(self) -> bool:
+        """Whether one of them may still be refused because no place comes free in time."""
+        return bool(self._queued)
 
     def generation(self, choice: int) -> Generation:
         return self._all[choice]
@@ -217,6 +224,7 @@ class Work:
                 return
 
     def _note(self, choice: int, delta: Delta) -> None:
+        self._queued.discard(choice)
         if delta.finish_reason is None:
             return
         del self._open[choice]
@@ -338,7 +346,7 @@ class EventStream:
         if self._opened or self._done:
             return b""
         self._opened = True
-        return self._answer.opening()
+        return self._answer.opening() + self._answer.take()  # with what came before the head of the stream left
 
     def _deadline(self) -> float | None:
         return None if self._timeout is None else time.monotonic() + self._timeout

@@ -7,7 +7,6 @@ with the remote service.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import threading
@@ -26,15 +25,11 @@ from gemmantle.api.stream import encode_json, sleep
 from gemmantle.arms.capabilities import ROUTES
 from gemmantle.arms.fallback import trigger_of, trigger_of_code
 from gemmantle.errors import GemmantleError, RequestError
-from gemmantle.names import aliases_of, canonical
 
 if TYPE_CHECKING:
-    import openai
-
     from gemmantle.arms.remote import Remote
-    from gemmantle.engines import Engine
 
-__all__ = ["FallbackEngine", "FallbackHandler", "load_with_fallback"]
+__all__ = ["FallbackHandler"]
 
 _WISHES = ("never", "allow", "only")
 _HEADER = "x-gemmantle-fallback"
@@ -252,109 +247,9 @@ class _Step:
         return replace(self.asked.request, timeout=self.until - time.monotonic())
 
 
-class FallbackEngine:
-    """What `gemmantle.load(..., fallback=...)` gives: the engine, or why there is none, and a remote arm.
-
-    Clients and transports may fall back. Everything else (generate, score, logits, tokenize, info) is the local
-    engine's own and never leaves the machine; where it could not be loaded, that error is raised.
-    """
-
-    def __init__(self, model: str, options: dict[str, Any], remote: Remote) -> None:
-        self._model = model
-        self._options = options
-        self._remote = remote
-        self._engine: Engine | None = None
-        self.load_error: GemmantleError | None = None
-        try:
-            self._engine = _module("engines").load(model, **options)
-        except GemmantleError as exc:
-            if trigger_of(exc) not in remote.triggers or remote.capabilities.remote_name(model) is None:
-                raise
-            self.load_error = exc
-        local = Handler(self, options.get("state_path"))
-        self._handler = FallbackHandler(local, self, remote)
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        client: openai.OpenAI = _module("client").client_over(self._handler, options)
-        return client
-
-    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        client: openai.AsyncOpenAI = _module("client").async_client_over(self._handler, options)
-        return client
-
-    def transport(self, family: str | None = None) -> Any:
-        return _module("transport").sync_transport(self._handler, family)
-
-    def async_transport(self, family: str | None = None) -> Any:
-        return _module("transport").async_transport(self._handler, family)
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
-
-    def __enter__(self) -> FallbackEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FallbackEngine, (self._model, self._options, self._remote)
-
-    def __repr__(self) -> str:
-        here = repr(self._engine) if self._engine is not None else f"no engine for {self._model!r}"
-        return f"<gemmantle.FallbackEngine {here}, else {self._remote!r}>"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if self._engine is None:
-            assert self.load_error is not None
-            raise self.load_error
-        return getattr(self._engine, name)
-
-    # -- gemmantle.api.protocol.ModelSource
-
-    def find(self, name: str) -> ServingEngine | None:
-        if self._engine is None:
-            return None
-        profile = self._engine.profile
-        return self._engine if name == profile.name or name in profile.aliases else None
-
-    def load(self, name: str) -> ServingEngine:
-        """Another model than the one of this engine is a mistake, not a reason to fall back."""
-        known = canonical(self._model)
-        names = (self._model, known, *aliases_of(known))
-        if self.load_error is not None and name in names:
-            raise self.load_error
-        if self._engine is not None:
-            names = (self._engine.profile.name, *self._engine.profile.aliases)
-        raise RequestError(
-            f"model '{name[:200]}' is not here; this client answers as: {', '.join(names)}",
-            code="model_not_found",
-            param="model",
-        )
-
-    def cards(self) -> list[dict[str, Any]]:
-        if self._engine is None:
-            return []
-        cards: list[dict[str, Any]] = _module("client").OneModel(self._engine).cards()
-        return cards
-
-
-def load_with_fallback(model: str, options: dict[str, Any], remote: Remote) -> Any:
-    """The rest of `gemmantle.load` where `fallback` is given."""
-    return FallbackEngine(model, options, remote)
-
-
 def _read(request: Request) -> _Asked:
     """Take the wish out of the request: the arms do not see it."""
-    path = request.path
-    for prefix in ("/openai/v1", "/v1"):
-        if path.startswith(prefix + "/"):
-            path = path[len(prefix) :]
-            break
-    path = path.rstrip("/")
+    path = request.route
     wish = _wish(request.headers.get(_HEADER), _HEADER)
     found = _STATE.fullmatch(path)
     if request.method.upper() != "POST" or found is not None:
@@ -427,8 +322,3 @@ def _next_step(steps: Generator[_Step | None, Reply | None, Reply], reply: Reply
 def _check(until: float | None) -> None:
     if until is not None and time.monotonic() >= until:
         raise Expired
-
-
-def _module(name: str) -> Any:
-    """Late: these modules know this one."""
-    return importlib.import_module(f"gemmantle.{name}")

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from gemmantle.chat.tools import Tool
 from gemmantle.errors import RequestError
-from gemmantle.json_schema import read_schema
+from gemmantle.json_schema import DAY, TIME, read_schema
 
 __all__ = ["CallRules"]
 
@@ -22,17 +22,12 @@ _KEY = re.compile(r"""[^\s:=,{}\[\]<>"']{1,200}\Z""")  # what a bare key can be
 _ANY_KEY = r"/[A-Za-z_][A-Za-z0-9_]{0,60}/"
 # No string holds the spelling of its own delimiter: a reader of text could not tell them apart.
 _TEXT = r'/(.|\n)*/ & ~/(.|\n)*<\|"\|>(.|\n)*/'
-_LONG = "(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])"
-_SHORT = "(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-_FEBRUARY = "02-(0[1-9]|1[0-9]|2[0-8])"
-_DAY = f"(000[1-9]|[1-9][0-9]{{3}})-({_LONG}|{_SHORT}|{_FEBRUARY})"
-_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
 _FORMATS = {
-    "date": _DAY,
-    "time": _TIME,
-    "date-time": f"{_DAY}T{_TIME}",
+    "date": DAY,
+    "time": TIME,
+    "date-time": f"{DAY}T{TIME}",
     "duration": r"P([0-9]{1,4}D(T[0-9]{1,4}H)?|T[0-9]{1,4}[HMS]|[0-9]{1,4}[YMW])",
     "email": rf"[A-Za-z0-9_.+-]{{1,40}}@{_LABEL}(\.{_LABEL}){{1,3}}",
     "hostname": rf"{_LABEL}(\.{_LABEL}){{0,3}}",

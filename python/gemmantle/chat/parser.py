@@ -96,8 +96,11 @@ class OutputParser:
     def finish(self, reason: str = "stop") -> list[Event]:
         """The rest. reason: "length" and "cancelled" drop an open call, every other repairs it."""
         events = _reasoning(self._thought.close())
+        is_cut = reason in ("length", "cancelled")
+        if self._parts is not None and not is_cut:
+            events += self._end_parts(self._parts)
         if self._call is not None:
-            if reason in ("length", "cancelled"):
+            if is_cut:
                 self._call = None
                 self._content.pause_for_call()
             else:
@@ -105,12 +108,10 @@ class OutputParser:
         return [*events, *_content(self._content.finish())]
 
     def _call_parts(self, channel: str, text: str) -> list[Event]:
-        if channel == "call_end":
-            self._parts = None
-            self._content.pause_for_call()
-            return [CallPart(is_end=True)]
         if self._parts is None:
             self._parts = CallStream()
+        if channel == "call_end":
+            return self._end_parts(self._parts)
         had_name = bool(self._parts.name)
         added = self._parts.feed(text)
         events: list[Event] = []
@@ -119,6 +120,14 @@ class OutputParser:
         if added:
             events.append(CallPart(text=added))
         return events
+
+    def _end_parts(self, parts: CallStream) -> list[Event]:
+        self._parts = None
+        if not parts.name:  # not a call
+            return _content(self._content.push(parts.head))
+        self._content.pause_for_call()
+        rest = parts.finish()
+        return [*([CallPart(text=rest)] if rest else []), CallPart(is_end=True)]
 
     def _end_call(self) -> list[Event]:
         text = "".join(self._call or ())

@@ -8,6 +8,7 @@ history that nobody answered get an error text as their result. Everything else 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,7 @@ class Prompt:
 
     segments: tuple[Segment, ...]
     starts_in_thought: bool = False  # generation begins inside a thought that the prompt has opened
+    reads_control: bool = False  # control strings spelled in text count as such: only where the caller asked for it
     tokenizer: Tokenizer | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -64,7 +66,7 @@ class Prompt:
         ids: list[int] = []
         for segment in self.segments:
             if not isinstance(segment, Control):
-                ids += tokenizer.encode(segment)
+                ids += _encoded(segment, tokenizer) if self.reads_control else tokenizer.encode(segment)
                 continue
             special = tokenizer.special.get(segment.spelling)
             if special is None:
@@ -89,11 +91,15 @@ def render(
     add_generation_prompt: bool = True,
     *,
     preserve_thinking: bool = False,
+    continue_final_message: bool = False,
+    allow_special_tokens: bool = False,
 ) -> Prompt:
     """The prompt of a conversation.
 
     messages, tools: as in the chat completions API. series: "e" for E2B and E4B; "large" for 12B, 26B-A4B and 31B,
     which are given an empty thought when thinking is off. preserve_thinking keeps the thoughts of older calls.
+    continue_final_message leaves the last message, an assistant's, open. allow_special_tokens reads control strings
+    spelled in texts as control tokens.
     Raises RequestError whose `param` is the path of the field, for example `messages[2].content[0].text`.
     """
     if series not in ("e", "large"):
@@ -123,18 +129,36 @@ def render(
 
     turns = conversation[1:] if leads else conversation
     empty_thought = series == "large" and not thinking
-    last = _write_turns(out, turns, preserve_thinking=preserve_thinking, empty_thought=empty_thought)
-    if add_generation_prompt:
+    if continue_final_message and (not turns or turns[-1].role != "assistant" or turns[-1].calls):
+        raise RequestError(
+            "continue_final_message needs an assistant message without calls at the end; leave it out",
+            param="continue_final_message",
+        )
+    last = _write_turns(
+        out,
+        turns,
+        preserve_thinking=preserve_thinking,
+        empty_thought=empty_thought,
+        leaves_open=continue_final_message,
+    )
+    if add_generation_prompt and not continue_final_message:
         _open_model_turn(out, last, thinking=thinking, empty_thought=empty_thought)
     in_thought = out.ends_with(Control("<|channel>"), "thought\n")
-    return Prompt(out.take(), starts_in_thought=in_thought)
+    return Prompt(out.take(), starts_in_thought=in_thought, reads_control=allow_special_tokens)
 
 
 # What the last message left behind: a closed turn, a tool result in an open turn, or a call that waits for its result.
 _Left = Literal["closed", "result", "call"]
 
 
-def _write_turns(out: Segments, turns: Sequence[_Message], *, preserve_thinking: bool, empty_thought: bool) -> _Left:
+def _write_turns(
+    out: Segments,
+    turns: Sequence[_Message],
+    *,
+    preserve_thinking: bool,
+    empty_thought: bool,
+    leaves_open: bool = False,
+) -> _Left:
     spoken = [m for m in turns if m.role != "tool"]
     last_user = max((m.index for m in spoken if m.role == "user"), default=-1)
     left: _Left = "closed"
@@ -159,6 +183,10 @@ def _write_turns(out: Segments, turns: Sequence[_Message], *, preserve_thinking:
             write_result(out, name, result)
 
         content = [(_without_thoughts(p) if is_model else p).strip() for p in message.parts]
+        if leaves_open and after is None:
+            blanks = message.parts[-1][len(message.parts[-1].rstrip()) :] if message.parts else ""
+            out.text(*content, blanks)
+            return "closed"
         out.text(*content)
 
         left = "closed"
@@ -195,6 +223,16 @@ def _write_empty_thought(out: Segments) -> None:
     out.control("<|channel>")
     out.text("thought\n")
     out.control("<channel|>")
+
+
+def _encoded(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text whose control strings are control tokens."""
+    spellings = sorted(tokenizer.special, key=len, reverse=True)
+    ids: list[int] = []
+    for piece in re.split(f"({'|'.join(map(re.escape, spellings))})", text):
+        special = tokenizer.special.get(piece)
+        ids += tokenizer.encode(piece) if special is None else [special]
+    return ids
 
 
 def _without_thoughts(text: str) -> str:

@@ -13,20 +13,24 @@ import hashlib
 import hmac
 import importlib
 import json
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemmantle.api import Expired, Handler, Reply, Request
 from gemmantle.api.problems import Problem, problem_of
-from gemmantle.api.protocol import ByteStream
+from gemmantle.api.protocol import ByteStream, RequestHandler
 from gemmantle.errors import RequestError
 from gemmantle.server.exchange import Exchange, Gone, Headers, Message, keep_alive
 from gemmantle.server.metrics import CONTENT_TYPE, Metrics
 from gemmantle.server.page import page
 from gemmantle.server.served import ServedModels
+
+if TYPE_CHECKING:
+    from gemmantle.arms.remote import Remote
 
 __all__ = ["Application", "Limits"]
 
@@ -60,15 +64,23 @@ class Application:
         origins: Collection[str] = (),
         limits: Limits | None = None,
         loading: bool = False,
+        state_path: str | os.PathLike[str] | None = None,
+        fallback: Remote | None = None,
     ) -> None:
-        """keys: one of them must come as a bearer token; none for no check. hosts: the names a Host header may hold,
+        """state_path: a file that keeps stored responses, chats, files and batches. fallback: what answers where the
+        models cannot; data then leaves the machine.
+        keys: one of them must come as a bearer token; none for no check. hosts: the names a Host header may hold,
         None for any; a server on this machine only needs them, since a page elsewhere can point its own name here.
         origins: pages of other origins that may call (CORS); a page without leave is refused.
         """
         self.limits = limits or Limits()
         self.loading = loading
         self._models = models
-        self._handler = Handler(models)
+        local = Handler(models, state_path)
+        self.handler: RequestHandler = local
+        if fallback is not None:
+            pair = importlib.import_module("gemmantle.arms.pair")
+            self.handler = pair.FallbackHandler(local, models, fallback)
         self._keys = [hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest() for key in keys]
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._origins = frozenset(origins)
@@ -173,7 +185,7 @@ class Application:
         )
         del body
         try:
-            reply = await self._handler.ahandle(request)
+            reply = await self.handler.ahandle(request)
         except Expired:
             await exchange.refuse(_expired(self.limits.answer_s))
             return
@@ -303,7 +315,7 @@ class Application:
         finally:
             if comments is not None:
                 comments.cancel()
-            events.close()
+            await events.aclose()
         await exchange.end()
 
 

@@ -12,15 +12,19 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gemmantle.api.protocol import ServingEngine
+from gemmantle.errors import GemmantleError
 from gemmantle.server.application import Application
 from gemmantle.server.served import ServedModels
+
+if TYPE_CHECKING:
+    from gemmantle.arms.remote import Remote
 
 __all__ = ["LOOPBACK", "Server", "bind", "serve"]
 
@@ -144,11 +148,13 @@ def serve(
     port: int = 8000,
     drain_s: float = 30.0,
     hosts: Sequence[str] = (),
+    fallback: Remote | None = None,
     **options: Any,
 ) -> None:
     """Load `models` and serve them until SIGTERM or Ctrl-C. `options` are those of `Application`.
 
-    Answers 503 until all models are there. What `load` raises ends the server and is raised here.
+    Answers 503 until all models are there. What `load` raises ends the server and is raised here, unless `fallback` is
+    given and has the model.
     """
     _allow_many_files()
     listener = bind(host, port)
@@ -158,18 +164,29 @@ def serve(
         served,
         hosts=[*LOOPBACK, host, *hosts] if is_loopback or hosts else None,
         loading=True,
+        fallback=fallback,
         **options,
     )
     if not is_loopback and not options.get("keys"):
         _tell(f"anyone who reaches {host} can use this server: set --api-key or GEMMANTLE_API_KEY to ask for a key")
     failures: list[Exception] = []
 
+    def add(model: str) -> None:
+        try:
+            served.add(load(model))
+        except GemmantleError as exc:
+            if fallback is None or not fallback.stands_in_for(model, exc):
+                raise
+            served.add_absent(model, exc)
+            _tell(f"{model} cannot be loaded and is answered by {fallback!r}: {exc}")
+
     async def load_all() -> None:
         try:
             for model in models:
-                served.add(await asyncio.to_thread(load, model))
+                await asyncio.to_thread(add, model)
             application.loading = False
-            _tell(f"serving {', '.join(card['id'] for card in served.cards())} on {_address(listener)}")
+            names = ", ".join(card["id"] for card in served.cards()) or "no model of its own"
+            _tell(f"serving {names} on {_address(listener)}")
         except Exception as exc:
             failures.append(exc)
             server.should_exit = True

@@ -14,9 +14,17 @@ namespace {
 TEST(cpu_isa, the_best_supported_table_is_chosen) {
   const CpuIsa* best = nullptr;
   for (const CpuIsa& isa : cpu_isas()) {
-    if (isa.supported && best == nullptr) best = &isa;
+    if (isa.usable() && best == nullptr) best = &isa;
   }
   EXPECT_EQ(&choose_cpu_isa(""), best);
+}
+
+TEST(cpu_isa, a_table_goes_by_its_name_or_says_why_it_cannot_be_used) {
+  for (const CpuIsa& isa : cpu_isas()) {
+    EXPECT_EQ(isa.usable(), isa.missing().empty()) << isa.name << ": " << isa.missing();
+    EXPECT_TRUE(isa.kernels == nullptr || isa.kernels->name == std::string(isa.name)) << isa.name;
+  }
+  EXPECT_TRUE(cpu_isas().back().usable());
 }
 
 TEST(cpu_isa, each_table_is_the_one_that_was_asked_for) {
@@ -34,8 +42,7 @@ TEST(cpu_isa, an_unknown_name_is_answered_with_the_list) {
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), ErrorCode::invalid_argument);
     EXPECT_NE(e.message().find("'mmx'"), std::string::npos);
-    for (const CpuIsa& isa : cpu_isas())
-      EXPECT_NE(e.message().find(isa.kernels->name), std::string::npos) << e.message();
+    for (const CpuIsa& isa : cpu_isas()) EXPECT_NE(e.message().find(isa.name), std::string::npos) << e.message();
   }
 }
 

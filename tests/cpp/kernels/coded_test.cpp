@@ -10,13 +10,17 @@
 
 #include "backend/cpu/cpu_isa.h"
 #include "kernels/cpu/kernel_table.h"
+#include "kernels/encoded_rows.h"
 #include "support/random.h"
 
 namespace gemmantle {
 namespace {
 
 using test::all_formats;
+using test::EncodedRows;
+using test::multiply;
 using test::NamedFormat;
+using test::product_args;
 using test::Random;
 using test::RandomWeight;
 
@@ -35,40 +39,13 @@ std::vector<float> rounded(const std::vector<float>& x) {
   return out;
 }
 
-// Rows in codes, where the contract wants them: at multiples of 64 bytes.
-class Codes {
- public:
-  Codes(const cpu::CodedKernels& k, const std::vector<float>& x, int64_t cols) {
-    const int64_t rows = static_cast<int64_t>(x.size()) / cols, row_bytes = (k.bytes(cols) + 63) / 64 * 64;
-    memory_.assign(static_cast<size_t>(rows * row_bytes + 64), 0xaa);
-    uint8_t* data = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64;
-    for (int64_t r = 0; r < rows; ++r) k.encode(data + r * row_bytes, x.data() + r * cols, cols);
-    rows_ = {data, row_bytes};
-  }
-  cpu::CodedRows rows() const { return rows_; }
-
- private:
-  std::vector<uint8_t> memory_;
-  cpu::CodedRows rows_;
-};
-
 class CodedTest : public ::testing::TestWithParam<CpuIsa> {
  protected:
   void SetUp() override {
-    if (!GetParam().supported) GTEST_SKIP() << "this machine lacks " << GetParam().needs;
+    if (!GetParam().usable()) GTEST_SKIP() << GetParam().missing();
     if (GetParam().kernels->coded == nullptr) GTEST_SKIP() << "no dot products of bytes in this instruction set";
   }
   const cpu::CodedKernels& k() const { return *GetParam().kernels->coded; }
-
-  cpu::LinearArgs args(std::vector<float>& y, int64_t rows, const Weight& w) const {
-    return {y.data(), nullptr, w.rows,
-            0,        rows,    nullptr,
-            nullptr,  nullptr, {w.format, reinterpret_cast<const uint8_t*>(w.data), w.row_bytes, w.cols}};
-  }
-  void multiply(const cpu::LinearArgs& a, const Codes& codes, int64_t first, int64_t last) const {
-    std::vector<float> scratch(static_cast<size_t>(k().scratch(a.w.cols)));
-    k().linear(&a, codes.rows(), first, last, scratch.data());
-  }
 };
 
 TEST_P(CodedTest, products_are_those_of_the_codes_in_every_format_and_size) {
@@ -84,7 +61,7 @@ TEST_P(CodedTest, products_are_those_of_the_codes_in_every_format_and_size) {
       for (const int64_t rows : {1, 2, 3, 4, 5, 9}) {
         const std::vector<float> x = random.normals(rows * cols), coded = rounded(x);
         std::vector<float> y(static_cast<size_t>(rows * outputs));
-        multiply(args(y, rows, w.weight), Codes(k(), x, cols), 0, outputs);
+        multiply(k(), product_args(y, rows, w.weight), EncodedRows(k(), x, cols), 0, outputs);
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t o = 0; o < outputs; ++o) {
             double want = 0, size = 0;
@@ -111,15 +88,15 @@ TEST_P(CodedTest, a_row_has_the_same_bits_alone_and_in_a_batch) {
     RandomWeight w(random, format.id, outputs, cols);
     const std::vector<float> x = random.normals(rows * cols);
     std::vector<float> all(static_cast<size_t>(rows * outputs)), part(all.size());
-    const Codes codes(k(), x, cols);
-    multiply(args(all, rows, w.weight), codes, 0, outputs);
+    const EncodedRows codes(k(), x, cols);
+    multiply(k(), product_args(all, rows, w.weight), codes, 0, outputs);
     for (const int64_t n : {1, 2, 3, 4, 6}) {
       for (int64_t first = 0; first + n <= rows; first += n) {
         const std::vector<float> some(x.begin() + first * cols, x.begin() + (first + n) * cols);
-        const Codes few(k(), some, cols);
+        const EncodedRows few(k(), some, cols);
         // In two runs of outputs, as threads would share them.
-        multiply(args(part, n, w.weight), few, 0, 30);
-        multiply(args(part, n, w.weight), few, 30, outputs);
+        multiply(k(), product_args(part, n, w.weight), few, 0, 30);
+        multiply(k(), product_args(part, n, w.weight), few, 30, outputs);
         ASSERT_EQ(std::memcmp(part.data(), all.data() + first * outputs, static_cast<size_t>(4 * n * outputs)), 0)
             << format.name << ": " << n << " rows from " << first;
       }
@@ -133,16 +110,16 @@ TEST_P(CodedTest, gathers_scatters_adds_and_leaves_the_rest_alone) {
   RandomWeight w(random, formats::FormatId::q4_0, outputs, cols);
   const std::vector<float> x = random.normals(6 * cols), factor = {2.0f, -0.5f, 3.0f, 1.0f, 0.25f};
   const std::vector<int32_t> from = {3, 0, 3, 5, 1}, to = {1, 0, 2, 4, 3};
-  const Codes codes(k(), x, cols);
+  const EncodedRows codes(k(), x, cols);
   std::vector<float> plain(6 * outputs);
-  multiply(args(plain, 6, w.weight), codes, 0, outputs);
+  multiply(k(), product_args(plain, 6, w.weight), codes, 0, outputs);
   for (const int64_t rows : {1, 3, 5}) {
     std::vector<float> y(5 * outputs, 1.0f);
-    cpu::LinearArgs some = args(y, rows, w.weight);
+    cpu::LinearArgs some = product_args(y, rows, w.weight);
     some.from = from.data();
     some.to = to.data();
     some.factor = factor.data();
-    multiply(some, codes, 3, 17);
+    multiply(k(), some, codes, 3, 17);
     for (size_t r = 0; r < 5; ++r) {
       for (size_t o = 0; o < outputs; ++o) {
         const bool touched = r < static_cast<size_t>(rows) && o >= 3 && o < 17;
@@ -160,18 +137,18 @@ TEST_P(CodedTest, zeros_stay_zeros_and_what_is_not_finite_is_seen) {
   std::vector<float> y(3);
   std::vector<float> x(static_cast<size_t>(cols));
   x[70] = 1e-35f;
-  multiply(args(y, 1, w.weight), Codes(k(), x, cols), 0, 3);
+  multiply(k(), product_args(y, 1, w.weight), EncodedRows(k(), x, cols), 0, 3);
   for (const float value : y) EXPECT_EQ(value, 0.0f);
   for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
     x = random.normals(cols);
     x[40] = bad;
-    multiply(args(y, 1, w.weight), Codes(k(), x, cols), 0, 3);
+    multiply(k(), product_args(y, 1, w.weight), EncodedRows(k(), x, cols), 0, 3);
     for (const float value : y) EXPECT_FALSE(std::isfinite(value));
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(isas, CodedTest, ::testing::ValuesIn(cpu_isas().begin(), cpu_isas().end()),
-                         [](const auto& isa) { return std::string(isa.param.kernels->name); });
+                         [](const auto& isa) { return std::string(isa.param.name); });
 
 }  // namespace
 }  // namespace gemmantle

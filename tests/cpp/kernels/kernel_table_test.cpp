@@ -23,9 +23,9 @@ using test::RandomWeight;
 class KernelTableTest : public ::testing::TestWithParam<CpuIsa> {
  protected:
   void SetUp() override {
-    if (!GetParam().supported) GTEST_SKIP() << "this machine lacks " << GetParam().needs;
+    if (!GetParam().usable()) GTEST_SKIP() << GetParam().missing();
   }
-  const cpu::CpuKernels& k_ = *GetParam().kernels;
+  const cpu::CpuKernels& k() const { return *GetParam().kernels; }
 };
 
 cpu::WeightRows rows_of(const Weight& w) {
@@ -38,7 +38,7 @@ TEST_P(KernelTableTest, products_with_unit_rows_are_the_weights_to_the_bit) {
   for (const NamedFormat& format : all_formats()) {
     const int64_t cols = format.group == 1 ? 67 : 2 * format.group;
     RandomWeight w(random, format.id, 11, cols);
-    std::vector<float> scratch(static_cast<size_t>(k_.linear_scratch(cols)));
+    std::vector<float> scratch(static_cast<size_t>(k().linear_scratch(cols)));
     std::vector<float> x(static_cast<size_t>(cols * cols)), y(static_cast<size_t>(cols * 11));
     for (int64_t i = 0; i < cols; ++i) x[static_cast<size_t>(i * cols + i)] = 1.0f;
     for (const bool together : {true, false}) {
@@ -46,7 +46,7 @@ TEST_P(KernelTableTest, products_with_unit_rows_are_the_weights_to_the_bit) {
         const cpu::LinearArgs args = {
             y.data() + r * 11, x.data() + r * cols, 11, cols, together ? cols : 1, nullptr, nullptr,
             nullptr,           rows_of(w.weight)};
-        k_.linear(&args, 0, 11, scratch.data());
+        k().linear(&args, 0, 11, scratch.data());
       }
       for (int64_t r = 0; r < cols; ++r) {
         for (int64_t o = 0; o < 11; ++o) {
@@ -60,12 +60,12 @@ TEST_P(KernelTableTest, products_with_unit_rows_are_the_weights_to_the_bit) {
 TEST_P(KernelTableTest, linear_writes_its_range_and_no_more) {
   Random random(22);
   RandomWeight w(random, formats::FormatId::q8_0, 40, 64);
-  std::vector<float> scratch(static_cast<size_t>(k_.linear_scratch(64)));
+  std::vector<float> scratch(static_cast<size_t>(k().linear_scratch(64)));
   const std::vector<float> x = random.normals(3 * 64);
   for (const int64_t rows : {1, 3}) {
     std::vector<float> y(3 * 40, 5.0f);
     const cpu::LinearArgs args = {y.data(), x.data(), 40, 64, rows, nullptr, nullptr, nullptr, rows_of(w.weight)};
-    k_.linear(&args, 13, 30, scratch.data());
+    k().linear(&args, 13, 30, scratch.data());
     for (int64_t r = 0; r < 3; ++r) {
       for (int64_t o = 0; o < 40; ++o) {
         EXPECT_EQ(y[static_cast<size_t>(r * 40 + o)] == 5.0f, r >= rows || o < 13 || o >= 30) << r << ", " << o;
@@ -77,14 +77,14 @@ TEST_P(KernelTableTest, linear_writes_its_range_and_no_more) {
 TEST_P(KernelTableTest, linear_gathers_scatters_and_adds) {
   Random random(23);
   RandomWeight w(random, formats::FormatId::f32, 9, 20);
-  std::vector<float> scratch(static_cast<size_t>(k_.linear_scratch(20)));
+  std::vector<float> scratch(static_cast<size_t>(k().linear_scratch(20)));
   const std::vector<float> x = random.normals(4 * 20), factor = {2.0f, -0.5f, 3.0f};
   const std::vector<int32_t> from = {3, 0, 3}, to = {1, 0, 2};
   std::vector<float> plain(4 * 9), y(3 * 9, 1.0f);
   const cpu::LinearArgs all = {plain.data(), x.data(), 9, 20, 4, nullptr, nullptr, nullptr, rows_of(w.weight)};
-  k_.linear(&all, 0, 9, scratch.data());
+  k().linear(&all, 0, 9, scratch.data());
   const cpu::LinearArgs some = {y.data(), x.data(), 9, 20, 3, from.data(), to.data(), factor.data(), rows_of(w.weight)};
-  k_.linear(&some, 0, 9, scratch.data());
+  k().linear(&some, 0, 9, scratch.data());
   for (size_t r = 0; r < 3; ++r) {
     for (size_t o = 0; o < 9; ++o) {
       const float product = plain[static_cast<size_t>(from[r]) * 9 + o];
@@ -109,15 +109,15 @@ TEST_P(KernelTableTest, attention_over_parts_merges_to_the_whole) {
     memory[i].resize(kHeads * (kDim + 2));
     state[i] = {memory[i].data(), memory[i].data() + kHeads, memory[i].data() + 2 * kHeads};
   }
-  k_.attend(&args, 5, 290, state[0], scratch.data());
-  k_.attend(&args, 5, 64, state[1], scratch.data());
+  k().attend(&args, 5, 290, state[0], scratch.data());
+  k().attend(&args, 5, 64, state[1], scratch.data());
   for (const auto& [begin, end] : {std::pair{64, 130}, std::pair{130, 131}, std::pair{131, 290}}) {
-    k_.attend(&args, begin, end, state[2], scratch.data());
-    k_.attend_merge(state[1], state[2], kHeads, kDim);
+    k().attend(&args, begin, end, state[2], scratch.data());
+    k().attend_merge(state[1], state[2], kHeads, kDim);
   }
   std::vector<float> whole(kHeads * kDim), merged(kHeads * kDim);
-  k_.attend_finish(whole.data(), state[0], kHeads, kDim);
-  k_.attend_finish(merged.data(), state[1], kHeads, kDim);
+  k().attend_finish(whole.data(), state[0], kHeads, kDim);
+  k().attend_finish(merged.data(), state[1], kHeads, kDim);
   for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(whole[i], merged[i], 2e-6) << i;
 }
 
@@ -126,19 +126,19 @@ TEST_P(KernelTableTest, values_do_not_depend_on_where_a_run_starts) {
   const std::vector<float> x = random.normals(100, 3.0f);
   const std::vector<float> ones(100, 1.0f);
   std::vector<float> whole(100), cut(100), capped = x, capped_cut = x;
-  k_.gelu_mul(whole.data(), x.data(), ones.data(), 100);
-  k_.softcap(capped.data(), 100, 2.0f);
+  k().gelu_mul(whole.data(), x.data(), ones.data(), 100);
+  k().softcap(capped.data(), 100, 2.0f);
   for (int64_t first = 0, n = 1; first < 100; first += n, n += 2) {
     const int64_t count = std::min(n, 100 - first);
-    k_.gelu_mul(cut.data() + first, x.data() + first, ones.data(), count);
-    k_.softcap(capped_cut.data() + first, count, 2.0f);
+    k().gelu_mul(cut.data() + first, x.data() + first, ones.data(), count);
+    k().softcap(capped_cut.data() + first, count, 2.0f);
   }
   EXPECT_EQ(std::memcmp(whole.data(), cut.data(), 400), 0);
   EXPECT_EQ(std::memcmp(capped.data(), capped_cut.data(), 400), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(isas, KernelTableTest, ::testing::ValuesIn(cpu_isas().begin(), cpu_isas().end()),
-                         [](const auto& isa) { return std::string(isa.param.kernels->name); });
+                         [](const auto& isa) { return std::string(isa.param.name); });
 
 }  // namespace
 }  // namespace gemmantle

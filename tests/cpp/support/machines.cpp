@@ -17,8 +17,7 @@ std::unique_ptr<Backend> Machine::make() const {
 std::vector<Machine> all_machines() {
   std::vector<Machine> machines = {{"reference", "", 1, ""}};
   for (const CpuIsa& isa : cpu_isas()) {
-    const std::string missing = isa.supported ? "" : str("this machine lacks ", isa.needs);
-    for (const int threads : {1, 3}) machines.push_back({"cpu", isa.kernels->name, threads, missing});
+    for (const int threads : {1, 3}) machines.push_back({"cpu", isa.name, threads, isa.missing()});
   }
   return machines;
 }

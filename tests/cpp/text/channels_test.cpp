@@ -125,7 +125,7 @@ TEST(Channels, follows_the_table_of_the_specification) {
       // AFTER_CALL
       {"parallel calls", {kCall, "a", kCallEnd, "\n", kCall, "b", kCallEnd}, "call[a]call_endcall[b]call_end"},
       {"blanks after a call", {kCall, "a", kCallEnd, "\n ", kCallEnd, kResponseEnd, "\t"}, "call[a]call_end"},
-      {"text after a call", {kCall, "a", kCallEnd, "\n", " x", " y"}, "call[a]call_endcontent[ x y]"},
+      {"text after a call", {kCall, "a", kCallEnd, "\n", " x", " y"}, "call[a]call_endcontent[\n x y]"},
       {"thought after a call",
        {kCall, "a", kCallEnd, kChannel, "thought\n", "t", kChannelEnd, "x"},
        "call[a]call_endthought[t]content[x]"},
