@@ -1,7 +1,7 @@
 """Run the client's tests under several versions of the openai SDK, each in a fresh virtual environment.
 
-    python tools/sdk_matrix.py                    the newest SDK 2 (httpx) and the newest SDK 3 (httpx2)
-    python tools/sdk_matrix.py --all              also the oldest ones supported, and the first with fixed timeouts
+    python tools/sdk_matrix.py                    the oldest SDK supported (2.0.0, httpx) and the newest (httpx2)
+    python tools/sdk_matrix.py --all              also the newest 2 and the oldest 3, and the first with fixed timeouts
     python tools/sdk_matrix.py --sdk 'openai==2.54.0' -- -k stream
 
 What follows `--` goes to pytest. Tests over the native engine run where it is built into python/gemmantle.
@@ -18,10 +18,16 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NEWEST = ["openai<3", "openai<4"]
-OTHERS = ["openai==2.0.0", "openai==2.31.0", "openai==3.0.0"]
-PACKAGES = ["numpy", "protobuf", "pytest", "pytest-asyncio", "sentencepiece", "tokenizers", "trio"]
-TESTS = ["test_client.py", "test_client_async.py", "test_client_native.py", "test_api.py", "test_cli.py"]
+ENDS = ["openai==2.0.0", "openai<4"]
+OTHERS = ["openai==2.31.0", "openai<3", "openai==3.0.0"]
+PACKAGES = [
+    "botocore", "httpx==0.28.1", "jsonschema", "llguidance>=1.9,<2", "numpy", "pillow", "protobuf", "pytest",
+    "pytest-asyncio", "sentencepiece", "tokenizers", "trio", "uvicorn",
+]  # fmt: skip
+TESTS = [
+    "acceptance", "test_client.py", "test_client_async.py", "test_client_native.py", "test_api.py", "test_cli.py",
+    "test_remote.py", "test_walkthrough.py",
+]  # fmt: skip
 
 
 def run_one(sdk: str, folder: Path, extra: list[str]) -> tuple[str, bool]:
@@ -41,9 +47,9 @@ def run_one(sdk: str, folder: Path, extra: list[str]) -> tuple[str, bool]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sdk", action="append", help="a requirement such as openai==2.54.0; may be repeated")
-    parser.add_argument("--all", action="store_true", help="also the oldest versions supported")
+    parser.add_argument("--all", action="store_true", help="also versions between the two ends")
     options, extra = parser.parse_known_args()
-    wanted = options.sdk or (NEWEST + OTHERS if options.all else NEWEST)
+    wanted = options.sdk or (ENDS + OTHERS if options.all else ENDS)
     results = []
     with tempfile.TemporaryDirectory(prefix="sdk-matrix-") as base:
         for number, sdk in enumerate(wanted):

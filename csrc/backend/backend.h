@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/ops.h"
@@ -20,6 +22,7 @@ struct BackendOptions {
   std::string device = "auto";  // auto, cpu, reference, cuda
   int threads = 0;              // 0: physical cores the process may use
   Mode mode = Mode::exact;
+  std::optional<DType> kv = std::nullopt;  // type of K and V: f32, bf16, or i8 with scales; none: as the mode wants it
 };
 
 struct BackendInfo {
@@ -40,10 +43,24 @@ class Backend {
   virtual ~Backend() = default;
   virtual BackendInfo info() const = 0;
   virtual DType activation_dtype() const = 0;
+  // Bytes that allocate() can still give; -1 where that is the memory of the host.
+  virtual int64_t free_bytes() const { return -1; }
+
+  // The KV cache: its type, the number that a block of positions must be a multiple of, and the bytes of K (or of V) of
+  // one layer for so many slots.
+  virtual DType kv_dtype() const { return DType::f32; }
+  virtual int64_t kv_positions() const { return 1; }
+  virtual int64_t kv_bytes(const HeadLayout& heads, int64_t slots) const {
+    return slots * heads.kv_dim() * size_bytes(kv_dtype());
+  }
+
   virtual Buffer allocate(size_t bytes) = 0;
 
   // A copy of host memory: norms, frequencies, small tables.
   virtual Buffer upload(const void* host, size_t bytes) = 0;
+
+  // Copies what a step left in memory of this backend to the host.
+  virtual void read(void* host, const void* from, size_t bytes) { std::memcpy(host, from, bytes); }
 
   // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
   virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;

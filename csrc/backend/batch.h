@@ -48,11 +48,13 @@ struct Rope {
   const float* freq = nullptr;
 };
 
-// The K and V of one layer: matrices [blocks * block_size, kv heads * head dim], one row a slot.
+// The K and V of one layer: matrices [blocks * block_size, kv heads * head dim], one row a slot. How other types than
+// f32 lie there is the backend's matter (Backend::kv_bytes).
 struct KvView {
   Tensor k;
   Tensor v;
   int64_t block_size = 0;
+  int heads = 1;  // KV heads of a row
 };
 
 }  // namespace gemmantle

@@ -142,8 +142,13 @@ class ProfiledBackend final : public Backend {
 
   BackendInfo info() const override { return backend_->info(); }
   DType activation_dtype() const override { return backend_->activation_dtype(); }
+  int64_t free_bytes() const override { return backend_->free_bytes(); }
+  DType kv_dtype() const override { return backend_->kv_dtype(); }
+  int64_t kv_positions() const override { return backend_->kv_positions(); }
+  int64_t kv_bytes(const HeadLayout& heads, int64_t slots) const override { return backend_->kv_bytes(heads, slots); }
   Buffer allocate(size_t bytes) override { return backend_->allocate(bytes); }
   Buffer upload(const void* host, size_t bytes) override { return backend_->upload(host, bytes); }
+  void read(void* host, const void* from, size_t bytes) override { backend_->read(host, from, bytes); }
   Weight place(const Weight& mapped, std::shared_ptr<const void> keep) override {
     return backend_->place(mapped, std::move(keep));
   }

@@ -25,13 +25,28 @@ std::vector<DeviceInfo> devices() {
   return list;
 }
 
-std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
+namespace {
+
+std::unique_ptr<Backend> open_device(const BackendOptions& options) {
   if (options.device == "auto") return cuda_status().available ? make_cuda_backend(options) : make_cpu_backend(options);
   if (options.device == "cpu") return make_cpu_backend(options);
   if (options.device == "reference") return make_reference_backend(options);
   if (options.device == "cuda") return make_cuda_backend(options);
   throw Error(ErrorCode::invalid_argument,
               str("device is '", options.device, "'; give one of auto, cpu, reference, cuda"), "device");
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
+  std::unique_ptr<Backend> backend = open_device(options);
+  if (options.kv.value_or(backend->kv_dtype()) != backend->kv_dtype()) {
+    throw Error(
+        ErrorCode::invalid_argument,
+        str("device '", backend->info().device, "' does not keep K and V in the type that kv asks for; leave kv out"),
+        "kv");
+  }
+  return backend;
 }
 
 }  // namespace gemmantle

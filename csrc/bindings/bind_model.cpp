@@ -87,6 +87,17 @@ Mode to_mode(const std::string& mode) {
   throw Error(ErrorCode::invalid_argument, str("mode is '", mode, "'; it must be 'exact' or 'fast'"), "mode");
 }
 
+// "auto" is no type: the mode decides.
+std::optional<DType> to_kv(const std::string& kv) {
+  if (kv == "auto") return std::nullopt;
+  if (kv == "f32") return DType::f32;
+  if (kv == "bf16") return DType::bf16;
+  if (kv == "q8") return DType::i8;
+  throw Error(ErrorCode::invalid_argument, str("kv is '", kv, "'; it must be 'auto', 'f32', 'bf16' or 'q8'"), "kv");
+}
+
+const char* kv_name(DType kv) { return kv == DType::i8 ? "q8" : kv == DType::bf16 ? "bf16" : "f32"; }
+
 py::dict config_dict(const ModelConfig& config) {
   py::dict out;
   out["family"] = config.family == Family::gemma3 ? "gemma3" : "gemma4";
@@ -132,6 +143,7 @@ py::dict info_dict(const ModelInfo& info) {
   out["isa"] = info.backend.isa;
   out["threads"] = info.backend.threads;
   out["mode"] = info.mode == Mode::exact ? "exact" : "fast";
+  out["kv_type"] = kv_name(info.kv);
   out["weight_bytes"] = info.weight_bytes;
   out["parameters"] = info.parameters;
   out["formats"] = info.formats;
@@ -188,27 +200,28 @@ void bind_model(py::module_& m) {
   py::class_<PyModel>(m, "Model", "A configuration, its placed weights and a device.")
       .def_static(
           "load",
-          [](const std::string& path, const std::string& device, int threads, const std::string& mode, bool profile) {
+          [](const std::string& path, const std::string& device, int threads, const std::string& mode,
+             const std::string& kv, bool profile) {
             if (threads < 0) {
               throw Error(ErrorCode::invalid_argument,
                           str("threads is ", threads, "; it must be 0 (all cores) or a positive number"), "threads");
             }
-            const BackendOptions options{device, threads, to_mode(mode)};
+            const BackendOptions options{device, threads, to_mode(mode), to_kv(kv)};
             const auto ops = profile ? std::make_shared<OpProfile>() : nullptr;
             const py::gil_scoped_release unlocked;
             return PyModel(Model::load(path, options, ops), ops);
           },
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
-          py::arg("profile") = false,
+          py::arg("kv") = "auto", py::arg("profile") = false,
           "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
-          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, "
+          "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, kv, "
           "profile).")
       .def(
           "config", [](const PyModel& self) { return config_dict(self.facts().config()); },
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
       .def(
           "info", [](const PyModel& self) { return info_dict(self.facts().info()); },
-          "How it is run: device, isa, threads, mode, weight_bytes, parameters, formats.")
+          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats.")
       .def(
           "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
           "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"

@@ -9,9 +9,11 @@
 
 namespace gemmantle {
 
-enum class DType : uint8_t { f32, bf16, f16, i32 };
+enum class DType : uint8_t { f32, bf16, f16, i32, i8 };
 
-constexpr int64_t size_bytes(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16 ? 2 : 4; }
+constexpr int64_t size_bytes(DType dtype) {
+  return dtype == DType::i8 ? 1 : dtype == DType::bf16 || dtype == DType::f16 ? 2 : 4;
+}
 
 struct Tensor {
   void* data = nullptr;

@@ -1,5 +1,8 @@
 #include "core/thread_pool.h"
 
+#include <time.h>
+
+#include <chrono>
 #include <system_error>
 #include <utility>
 
@@ -43,6 +46,46 @@ class AsWorkerZero {
 };
 
 }  // namespace
+
+// Rests of a worker on a core that another program wants too. A worker that is put aside in the middle of a chunk holds
+// up its loop for as long as the other one runs, some milliseconds. One that has slept enough is owed the core, so it
+// is put aside less: with rests between its chunks it gives away time that it would lose anyhow, and the loop goes on
+// with the other threads. Without such a program nothing of this happens.
+class ThreadPool::Rests {
+ public:
+  Rests() noexcept { mark(); }
+
+  // From here on the thread wants its core.
+  void mark() noexcept {
+    since_ = Clock::now();
+    used_ = used();
+  }
+
+  // Between two chunks: sleeps where a rest is due.
+  void after_chunk() noexcept {
+    const Clock::time_point now = Clock::now();
+    if (now - since_ < kBurst) return;
+    if (now - since_ - (used() - used_) > kLost) crowded_until_ = now + kCrowded;
+    if (now < crowded_until_) std::this_thread::sleep_for(kRest);
+    mark();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::microseconds kBurst{1000}, kRest{1500};
+  static constexpr std::chrono::microseconds kLost{500};     // of a burst, to somebody else
+  static constexpr std::chrono::milliseconds kCrowded{100};  // how long a core counts as crowded after that
+
+  // Time that this thread had the core.
+  static Clock::duration used() noexcept {
+    timespec time{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+  }
+
+  Clock::time_point since_, crowded_until_{};
+  Clock::duration used_{};
+};
 
 ThreadPool::ThreadPool(int threads) {
   GEMMANTLE_CHECK(threads >= 1, "a pool of ", threads, " threads");
@@ -90,7 +133,7 @@ void ThreadPool::run(int64_t chunks, Function function, void* context) {
   wake_.fetch_add(1, std::memory_order_acq_rel);
   wake_.notify_all();
 
-  take_chunks(0);
+  take_chunks(0, nullptr);
   for (int spin = 0; spin < kSpins && unfinished_.load(std::memory_order_acquire) != 0; ++spin) pause();
   for (int64_t left; (left = unfinished_.load(std::memory_order_acquire)) != 0;) {
     unfinished_.wait(left, std::memory_order_acquire);
@@ -101,7 +144,7 @@ void ThreadPool::run(int64_t chunks, Function function, void* context) {
   }
 }
 
-void ThreadPool::take_chunks(int worker) noexcept {
+void ThreadPool::take_chunks(int worker, Rests* rests) noexcept {
   uint64_t ticket = ticket_.load(std::memory_order_acquire);
   while ((ticket & kCountMask) != 0) {
     if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
@@ -117,6 +160,7 @@ void ThreadPool::take_chunks(int worker) noexcept {
       }
     }
     if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished_.notify_one();
+    if (rests != nullptr) rests->after_chunk();
     ticket = ticket_.load(std::memory_order_acquire);
   }
 }
@@ -124,8 +168,9 @@ void ThreadPool::take_chunks(int worker) noexcept {
 void ThreadPool::work(int worker) {
   current_pool = this;
   current_worker = worker;
+  Rests rests;
   while (true) {
-    take_chunks(worker);
+    take_chunks(worker, &rests);
     const uint32_t epoch = wake_.load(std::memory_order_acquire);
     bool found = false;
     for (int spin = 0; spin < kSpins && !found; ++spin) {
@@ -133,7 +178,9 @@ void ThreadPool::work(int worker) {
       if (!found) pause();
     }
     if (stopping_.load(std::memory_order_acquire)) return;
-    if (!found) wake_.wait(epoch, std::memory_order_acquire);
+    if (found) continue;
+    wake_.wait(epoch, std::memory_order_acquire);
+    rests.mark();
   }
 }
 

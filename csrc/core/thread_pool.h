@@ -2,7 +2,8 @@
 //
 // The caller takes part, so a pool of n starts n - 1 threads. Chunks are handed out one at a time; which thread gets
 // which is not fixed, so a result must not depend on it. Between loops threads spin for some microseconds (the next op
-// of a step is near), then sleep. No allocation in a loop.
+// of a step is near), then sleep. Where another program wants the same core, a worker rests now and then, so that it is
+// not put aside in the middle of a chunk, which would hold up its loop. No allocation in a loop.
 #pragma once
 
 #include <atomic>
@@ -38,11 +39,12 @@ class ThreadPool {
   }
 
  private:
+  class Rests;
   using Function = void (*)(void* context, int64_t chunk, int worker);
 
   void run(int64_t chunks, Function function, void* context);
   void work(int worker);
-  void take_chunks(int worker) noexcept;
+  void take_chunks(int worker, Rests* rests) noexcept;
   bool has_chunks() const noexcept { return (ticket_.load(std::memory_order_acquire) & kCountMask) != 0; }
   void stop() noexcept;
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <exception>
 #include <new>
 #include <thread>
@@ -51,6 +50,7 @@ struct Engine::Parts {
   bool take_in();
   bool has_news() const;
   void look_after(Sequence& sequence, Sequence::Clock::time_point now);
+  void turn_away(Sequence::Clock::time_point now);
   void step();
   void publish(const std::vector<ScheduledRows>& plan);
   void finish(Sequence& sequence, Delta&& last);
@@ -82,8 +82,10 @@ struct Engine::Parts {
 
 Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
     : owner_(::getpid()) {
-  const KvLayout layout(model->config(), std::max<int64_t>(1, options.block_size));
-  const EngineLimits limits = derive_limits(options, model->config(), layout, free_memory());
+  const KvLayout layout(model->config(), model->backend(), std::max<int64_t>(1, options.block_size));
+  const int64_t on_device = model->backend().free_bytes();
+  const int64_t free_bytes = on_device >= 0 ? on_device : free_memory();
+  const EngineLimits limits = derive_limits(options, model->config(), layout, free_bytes);
   auto runner = std::make_unique<ModelRunner>(std::move(model), layout, limits.scheduler);
   parts_ = std::make_unique<Parts>(std::move(runner), limits, std::move(vocabulary), options);
 }
@@ -221,6 +223,7 @@ void Engine::Parts::work() {
     const Sequence::Clock::time_point now = Sequence::Clock::now();
     for (Sequence* sequence : scheduler.sequences()) look_after(*sequence, now);
     if (!scheduler.is_empty()) step();
+    if (options.max_queue_ms > 0) turn_away(now);
     publish_stats();
   }
   const Error closed(ErrorCode::closed, "the engine was closed while this request ran");
@@ -257,20 +260,24 @@ bool Engine::Parts::has_news() const {
   return false;
 }
 
+// Those that found no place in the step that was just planned and have waited too long before it.
+void Engine::Parts::turn_away(Sequence::Clock::time_point now) {
+  const std::chrono::milliseconds longest_wait(options.max_queue_ms);
+  for (Sequence* sequence : scheduler.sequences()) {
+    const bool is_queued = !sequence->was_admitted && sequence->computable() > 0;
+    if (!is_queued || now - sequence->submitted <= longest_wait) continue;
+    fail(*sequence, Error(ErrorCode::queue_full, str("no place came free within ", options.max_queue_ms,
+                                                     " ms, the most that a request waits here (max_queue_ms): try "
+                                                     "again later")));
+  }
+}
+
 // What consumers did and did not do since the last step.
 void Engine::Parts::look_after(Sequence& sequence, Sequence::Clock::time_point now) {
   constexpr std::chrono::milliseconds kPatience(250);  // many times what a mask takes
   Mailbox& mailbox = sequence.mailbox();
   if (mailbox.is_cancelled()) {
     finish(sequence, sequence.end(FinishReason::cancelled));
-    return;
-  }
-  const std::chrono::milliseconds longest_wait(options.max_queue_ms);
-  const bool is_queued = !sequence.was_admitted && sequence.computable() > 0;
-  if (options.max_queue_ms > 0 && is_queued && now - sequence.submitted > longest_wait) {
-    fail(sequence, Error(ErrorCode::queue_full, str("no place came free within ", options.max_queue_ms,
-                                                    " ms, the most that a request waits here (max_queue_ms): try "
-                                                    "again later")));
     return;
   }
   if (mailbox.unread() < options.stream_buffer) {
@@ -317,8 +324,7 @@ void Engine::Parts::step() {
       if (!wanted[r].keeps) continue;
       const LogitsSink& sink = *wanted[r].sequence->sink;
       const int64_t row = sink.last_only ? 0 : wanted[r].position;
-      std::memcpy(sink.values.get() + row * logits.cols, logits.row(static_cast<int64_t>(r)),
-                  static_cast<size_t>(logits.cols) * sizeof(float));
+      runner->read(sink.values.get() + row * logits.cols, logits.slice(static_cast<int64_t>(r), 1));
     }
     sampled.resize(builder.sample_rows().size());
     if (!sampled.empty()) runner->sample(logits, builder.sample_rows(), sampled);

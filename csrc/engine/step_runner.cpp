@@ -13,4 +13,8 @@ void ModelRunner::sample(Tensor logits, std::span<const SampleRow> rows, std::sp
   model_->backend().run(std::ref(step));  // the function itself would be copied to the heap
 }
 
+void ModelRunner::read(float* host, Tensor row) {
+  model_->backend().read(host, row.data, static_cast<size_t>(row.cols) * sizeof(float));
+}
+
 }  // namespace gemmantle

@@ -18,6 +18,8 @@ class StepRunner {
   // Logits of batch.logit_rows, f32, valid until the next call.
   virtual Tensor forward(const Batch& batch) = 0;
   virtual void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) = 0;
+  // Copies one row of logits to host memory.
+  virtual void read(float* host, Tensor row) = 0;
   virtual int64_t kv_bytes() const { return 0; }
   virtual int64_t work_bytes() const { return 0; }
 };
@@ -28,6 +30,7 @@ class ModelRunner final : public StepRunner {
 
   Tensor forward(const Batch& batch) override { return model_->forward(batch, kv_); }
   void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override;
+  void read(float* host, Tensor row) override;
   int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.bytes()); }
   int64_t work_bytes() const override { return model_->work_bytes(); }
 

@@ -4,11 +4,18 @@
 
 namespace gemmantle {
 
-KvLayout::KvLayout(const ModelConfig& config, int64_t block) : block_size(block), block_bytes{} {
+KvLayout::KvLayout(const ModelConfig& config, const Backend& backend, int64_t block)
+    : block_size(block), block_bytes{} {
+  if (block % backend.kv_positions() != 0) {
+    throw Error(ErrorCode::invalid_argument,
+                str("block_size is ", block, "; the KV cache of this device and mode wants a multiple of ",
+                    backend.kv_positions()),
+                "block_size");
+  }
   for (size_t l = 0; l < config.layers.size(); ++l) {
     const LayerSpec& spec = config.layers[l];
     if (spec.kv_source != static_cast<int>(l)) continue;
-    block_bytes[static_cast<size_t>(spec.group())] += 2 * block * spec.heads.kv_dim() * size_bytes(DType::f32);
+    block_bytes[static_cast<size_t>(spec.group())] += 2 * backend.kv_bytes(spec.heads, block);
   }
 }
 
@@ -24,9 +31,10 @@ KvCache::KvCache(const ModelConfig& config, const KvLayout& layout, std::array<i
     const int64_t rows = blocks[static_cast<size_t>(spec.group())] * layout.block_size;
     const int64_t cols = spec.heads.kv_dim();
     for (Tensor* t : {&views_[l].k, &views_[l].v}) {
-      buffers_.push_back(backend.allocate(static_cast<size_t>(rows * cols * size_bytes(DType::f32))));
-      *t = {buffers_.back().data, DType::f32, rows, cols, cols};
+      buffers_.push_back(backend.allocate(static_cast<size_t>(backend.kv_bytes(spec.heads, rows))));
+      *t = {buffers_.back().data, backend.kv_dtype(), rows, cols, cols};
     }
+    views_[l].heads = spec.heads.kv;
     views_[l].block_size = layout.block_size;
   }
 }

@@ -15,7 +15,8 @@
 namespace gemmantle {
 
 struct KvLayout {
-  explicit KvLayout(const ModelConfig& config, int64_t block_size = 16);
+  // Throws invalid_argument for a block size that the backend cannot use.
+  KvLayout(const ModelConfig& config, const Backend& backend, int64_t block_size = 16);
 
   int64_t block_size;
   std::array<int64_t, kKvGroups> block_bytes;  // of one block over all owning layers of the group; 0: group has none

@@ -82,7 +82,8 @@ std::shared_ptr<Model> Model::load(const std::string& path, const BackendOptions
   if (profile) p.backend = profiled(std::move(p.backend), std::move(profile));
   p.weights = std::make_unique<ModelWeights>(p.checkpoint, p.config, *p.backend);
   p.activations = std::make_unique<Activations>(p.config);
-  p.info = {p.backend->info(), options.mode, p.weights->parameters, p.weights->bytes, p.weights->formats};
+  p.info = {p.backend->info(),     options.mode,     p.backend->kv_dtype(),
+            p.weights->parameters, p.weights->bytes, p.weights->formats};
   return model;
 }
 

@@ -20,6 +20,7 @@ class OpProfile;
 struct ModelInfo {
   BackendInfo backend;
   Mode mode = Mode::exact;
+  DType kv = DType::f32;     // type of K and V
   int64_t parameters = 0;    // used by the decoder
   int64_t weight_bytes = 0;  // as stored
   std::vector<std::string> formats;

@@ -74,25 +74,15 @@ struct AttendState {
   float* values;  // [heads, dim]
 };
 
-// Loops that measure the machine and compute nothing. `sink` holds kPeakSink bytes; products return how many
-// multiplications and additions they made, and are null where the instruction set has none of their kind.
-struct PeakKernels {
-  void (*read)(const uint8_t* data, int64_t bytes, uint8_t* sink);
-  int64_t (*f32)(int64_t rounds, uint8_t* sink);
-  int64_t (*bf16)(int64_t rounds, uint8_t* sink);
-  int64_t (*i8)(int64_t rounds, uint8_t* sink);
-};
-
-inline constexpr int kPeakSink = 64;
-
 // KV of mode "fast": pages of kPagePositions positions of one KV head, page_bytes() long, at any alignment. K of a
 // page: for each pair of columns, that pair of every position. V: for each pair of positions, that pair of every
-// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes lies an f32 scale for
-// every position.
+// column. So a head has an even width. A value is a bf16, or a signed byte; behind the bytes of a page lie, for
+// every kPageGroup columns, f32 scales of its positions.
 enum class PageType : uint8_t { bf16, q8 };
 inline constexpr int kPagePositions = 16;
+inline constexpr int kPageGroup = 32;
 constexpr int64_t page_bytes(PageType type, int64_t dim) noexcept {
-  return kPagePositions * (type == PageType::bf16 ? 2 * dim : dim + 4);
+  return kPagePositions * (type == PageType::bf16 ? 2 * dim : dim + 4 * ((dim + kPageGroup - 1) / kPageGroup));
 }
 
 // Queries of one sequence that read one KV head: `heads` of each of `rows` rows, each row over its own positions.
@@ -125,6 +115,17 @@ struct PageKernels {
   int64_t (*scratch)(int queries, int dim);
   void (*attend)(const PageArgs* args, int64_t begin, int64_t end, AttendState state, float* scratch);
 };
+
+// Loops that measure the machine and compute nothing. `sink` holds kPeakSink bytes; products return how many
+// multiplications and additions they made, and are null where the instruction set has none of their kind.
+struct PeakKernels {
+  void (*read)(const uint8_t* data, int64_t bytes, uint8_t* sink);
+  int64_t (*f32)(int64_t rounds, uint8_t* sink);
+  int64_t (*bf16)(int64_t rounds, uint8_t* sink);
+  int64_t (*i8)(int64_t rounds, uint8_t* sink);
+};
+
+inline constexpr int kPeakSink = 64;
 
 inline constexpr int kMaxAttendHeads = 16;  // query heads that attend() takes at once
 

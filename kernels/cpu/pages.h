@@ -1,8 +1,8 @@
 // pages.h: KV of mode "fast", in pages, and attention over it for many queries at once.
 //
 // The layouts of K and V (kernel_table.h) are those of a vector of pairs: a vector of K holds a pair of columns of many
-// positions, so scores come out one position a lane; a vector of V holds a pair of positions of many columns. Nothing is
-// shuffled or added across lanes. Queries and weights are rounded to bf16, all sums are in f32.
+// positions, so scores come out one position a lane; a vector of V holds a pair of positions of many columns. Nothing
+// is shuffled or added across lanes. Queries and weights are rounded to bf16, all sums are in f32.
 //
 // Tiles of positions start at multiples of kAttendTile, and a query takes exactly those of its own range: what it gets
 // does not depend on the queries beside it.
@@ -49,38 +49,36 @@ static inline void store_bf16(uint8_t* k_page, uint8_t* v_page, int64_t lane, co
   }
 }
 
-// Signed codes of x by its largest value; returns the scale. A row that is not finite spoils its scale.
-static inline float encode_bytes(int8_t* codes, const float* x, int64_t n, float most) noexcept {
-  const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-  for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<int8_t>(__builtin_lrintf(x[i] * inverse));
-  return most > 1e-30f ? most / 127.0f : 0.0f;
-}
-
 static inline float largest_of(const float* x, int64_t n) noexcept {
   Vec most = fill(0.0f);
   for_each_vec(n, [x, &most](int64_t i, auto read, auto) { most = larger(most, magnitude(read(x + i))); });
   return largest(most);
 }
 
-// Codes 2 j and 2 j + 1 of a page are its pair j; the scales of its positions lie behind the codes.
+// Signed codes of up to kPageGroup values by the largest of them; returns their scale, spoilt by what is not finite.
+static inline float encode_bytes(int8_t* codes, const float* x, int64_t n) noexcept {
+  const float most = largest_of(x, n);
+  const bool counts = most > 1e-30f && is_finite(x, n);
+  const float inverse = counts ? 127.0f / most : 0.0f;
+  for (int64_t i = 0; i < n; ++i) codes[i] = counts ? static_cast<int8_t>(__builtin_lrintf(x[i] * inverse)) : int8_t{0};
+  return counts ? most / 127.0f : is_finite(x, n) ? 0.0f : __builtin_nanf("");
+}
+
+// Codes 2 j and 2 j + 1 of a page are its pair j; behind them lie the scales, those of all positions for each group.
 static inline void store_q8(uint8_t* k_page, uint8_t* v_page, int64_t lane, const float* k, const float* v,
                             int64_t dim) noexcept {
-  const float k_most = largest_of(k, dim), v_most = largest_of(v, dim);
-  const bool finite = is_finite(k, dim) && is_finite(v, dim);
-  float k_scale = 0.0f, v_scale = 0.0f;
-  for (int64_t c = 0; finite && c < dim; c += kHalvesAPiece) {
-    const int64_t n = dim - c < kHalvesAPiece ? dim - c : kHalvesAPiece;
-    int8_t keys[kHalvesAPiece], values[kHalvesAPiece];
-    k_scale = encode_bytes(keys, k + c, n, k_most);
-    v_scale = encode_bytes(values, v + c, n, v_most);
+  for (int64_t c = 0; c < dim; c += kPageGroup) {
+    const int64_t n = dim - c < kPageGroup ? dim - c : kPageGroup;
+    int8_t keys[kPageGroup], values[kPageGroup];
+    const float k_scale = encode_bytes(keys, k + c, n), v_scale = encode_bytes(values, v + c, n);
     for (int64_t i = 0; i < n; ++i) {
       k_page[2 * k_pair(c + i, lane) + (c + i) % 2] = static_cast<uint8_t>(keys[i]);
       v_page[2 * v_pair(c + i, lane, dim) + lane % 2] = static_cast<uint8_t>(values[i]);
     }
+    const int64_t at = kPagePositions * dim + 4 * (c / kPageGroup * kPagePositions + lane);
+    memcpy(k_page + at, &k_scale, 4);
+    memcpy(v_page + at, &v_scale, 4);
   }
-  if (!finite) k_scale = v_scale = __builtin_nanf("");
-  memcpy(k_page + kPagePositions * dim + 4 * lane, &k_scale, 4);
-  memcpy(v_page + kPagePositions * dim + 4 * lane, &v_scale, 4);
 }
 
 void store_page(PageType type, uint8_t* k_page, uint8_t* v_page, int64_t lane, const float* k, const float* v,
@@ -175,25 +173,50 @@ void mix_queries(float* values, int64_t dim, const float* keep, const uint16_t* 
   }
 }
 
-// The pages of one tile: K and V as pairs of bf16, and for q8 the scales of its positions.
+// The pages of one tile, K and V as pairs of bf16.
 struct PageTile {
   const uint8_t* k[kPages];
   const uint8_t* v[kPages];
-  float k_scale[kAttendTile];
-  float v_scale[kAttendTile];
 };
 
-// Codes are small integers, so bf16 holds them exactly.
-static inline const uint8_t* widen_page(const uint8_t* page, int64_t dim, uint16_t* halves, float* scales) noexcept {
-  for (int64_t i = 0; i < kPagePositions * dim; i += kLanes) {
-    store_halves(halves + i, load_i8(reinterpret_cast<const int8_t*>(page + i)));
+// halves[0, n) = codes * scales; scales repeat after `period`, a multiple of kLanes. Up to kLanes - 1 more are written.
+static inline void widen_codes(uint16_t* halves, const uint8_t* codes, int64_t n, const float* scales,
+                               int64_t period) noexcept {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    store_halves(halves + i, load_i8(reinterpret_cast<const int8_t*>(codes + i)) * load(scales + i % period));
   }
-  memcpy(scales, page + kPagePositions * dim, kPagePositions * sizeof(float));
+}
+
+static inline const uint8_t* widen_k(const uint8_t* page, int64_t dim, uint16_t* halves) noexcept {
+  for (int64_t c = 0; c < dim; c += kPageGroup) {
+    const int64_t n = dim - c < kPageGroup ? dim - c : kPageGroup;
+    float scales[2 * kPagePositions];
+    for (int64_t p = 0; p < kPagePositions; ++p) {
+      memcpy(scales + 2 * p, page + kPagePositions * dim + 4 * (c / kPageGroup * kPagePositions + p), 4);
+      scales[2 * p + 1] = scales[2 * p];
+    }
+    const int64_t at = c * kPagePositions;
+    widen_codes(halves + at, page + at, n * kPagePositions, scales, 2 * kPagePositions);
+  }
+  return reinterpret_cast<const uint8_t*>(halves);
+}
+
+static inline const uint8_t* widen_v(const uint8_t* page, int64_t dim, uint16_t* halves) noexcept {
+  for (int64_t p = 0; p < kPagePositions; p += 2) {
+    for (int64_t c = 0; c < dim; c += kPageGroup) {
+      const int64_t n = dim - c < kPageGroup ? dim - c : kPageGroup;
+      float scales[kLanes];
+      memcpy(scales, page + kPagePositions * dim + 4 * (c / kPageGroup * kPagePositions + p), 8);
+      for (int i = 2; i < kLanes; ++i) scales[i] = scales[i - 2];
+      const int64_t at = p * dim + 2 * c;
+      widen_codes(halves + at, page + at, 2 * n, scales, kLanes);
+    }
+  }
   return reinterpret_cast<const uint8_t*>(halves);
 }
 
 // Positions [first, last) of the tile at position `tile`; pages beyond them are those of the first. `halves` holds
-// 2 x kAttendTile x dim.
+// 2 x kAttendTile x dim, and kLanes.
 static inline void find_pages(const PageArgs& a, int64_t tile, int first, int last, uint16_t* halves,
                               PageTile* found) noexcept {
   const int begin = first / kPagePositions, end = (last + kPagePositions - 1) / kPagePositions;
@@ -205,8 +228,8 @@ static inline void find_pages(const PageArgs& a, int64_t tile, int first, int la
     found->v[g] = a.v + page;
     if (a.type == PageType::q8) {
       uint16_t* own = halves + 2 * g * kPagePositions * a.dim;
-      found->k[g] = widen_page(found->k[g], a.dim, own, found->k_scale + g * kPagePositions);
-      found->v[g] = widen_page(found->v[g], a.dim, own + kPagePositions * a.dim, found->v_scale + g * kPagePositions);
+      found->k[g] = widen_k(found->k[g], a.dim, own);
+      found->v[g] = widen_v(found->v[g], a.dim, own + kPagePositions * a.dim);
     }
   }
   for (int g = 0; g < kPages; ++g) {
@@ -224,9 +247,8 @@ static inline void score_pages(const uint16_t* q, int queries, int64_t dim, cons
         const int position = p + i * kLanes;
         k[i] = pages.k[position / kPagePositions] + position % kPagePositions * kPairBytes;
       }
-      with_queries(queries - j, [&]<int Q>() {
-        score_vectors<Q, kPageVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p);
-      });
+      with_queries(queries - j,
+                   [&]<int Q>() { score_vectors<Q, kPageVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p); });
     }
   }
 }
@@ -234,7 +256,7 @@ static inline void score_pages(const uint16_t* q, int queries, int64_t dim, cons
 struct PageScratch {
   uint16_t* q;        // [queries, dim]
   uint16_t* weights;  // [queries, kAttendTile]
-  uint16_t* halves;   // [2, kAttendTile, dim]
+  uint16_t* halves;   // [2, kAttendTile, dim] and kLanes, for q8
   float* scores;      // [queries, kAttendTile]
 };
 
@@ -278,9 +300,7 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
       if (own_first >= own_last) {
         memset(scores, 0, kAttendTile * sizeof(float));
       } else {
-        if (a.type == PageType::q8) scale(scores, scores, pages.k_scale, kAttendTile, 1.0f);
         keep[j] = weigh_tile(scores, own_first, own_last, state.max + j, state.sum + j);
-        if (a.type == PageType::q8) scale(scores + first, scores + first, pages.v_scale + first, last - first, 1.0f);
       }
       to_halves(s.weights + j * kAttendTile, scores, kAttendTile, 1.0f);
     }

@@ -44,7 +44,13 @@ class Model:
 
     @staticmethod
     def load(
-        path: str, *, device: str = "auto", threads: int = 0, mode: str = "exact", profile: bool = False
+        path: str,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        mode: str = "exact",
+        kv: str = "auto",
+        profile: bool = False,
     ) -> Model: ...
     def config(self) -> dict[str, object]: ...
     def info(self) -> dict[str, object]: ...

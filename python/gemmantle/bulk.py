@@ -9,6 +9,7 @@ import contextlib
 import json
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,7 @@ class Result:
 
 _KEPT = 4  # results that may wait for an earlier one, in multiples of `ahead`
 _GATHER_S = 0.002  # between two looks at many requests; half of those submitted wait in the engine meanwhile
+_BUSY_S = 0.02  # before another try where the engine has no place in its queue and nothing of ours runs
 
 
 def generate(
@@ -73,9 +75,11 @@ def generate(
 ) -> Generator[Result, None, None]:
     """Answer with up to `ahead` requests submitted; what is left is cancelled when the iterator is dropped.
 
-    Ordered, a slow request holds back the results behind it, a bounded number of them.
+    Ordered, a slow request holds back the results behind it, a bounded number of them. One that finds the queue of the
+    engine full is submitted again.
     """
     numbered = enumerate(requests)
+    again: deque[tuple[int, Any]] = deque()
     running: dict[int, _Pending] = {}
     done: dict[int, Result | Exception] = {}
     turn = 0
@@ -83,21 +87,26 @@ def generate(
     wrong: RequestError | None = None  # the request that ends the iteration, after the results of those before it
     try:
         while True:
-            while not is_over and len(running) < ahead and len(running) + len(done) < _KEPT * ahead:
-                number, request = next(numbered, (-1, None))
+            while (again or not is_over) and len(running) < ahead and len(running) + len(done) < _KEPT * ahead:
+                number, request = again.popleft() if again else next(numbered, (-1, None))
                 if number < 0:
                     is_over = True
                     break
                 begun = _begin(engine, number, request)
-                if isinstance(begun, RequestError):
-                    wrong, is_over = begun, True
-                else:
+                if not isinstance(begun, RequestError):
                     running[number] = begun
+                elif _is_busy(begun):
+                    again.appendleft((number, request))
+                    break
+                else:
+                    wrong, is_over = begun, True
             while turn in done if ordered else done:
                 yield _result(done.pop(turn if ordered else next(iter(done))))
                 turn += 1
             if running:
-                _wait(running, done)
+                again.extend(_wait(running, done))
+            elif again:
+                time.sleep(_BUSY_S)
             elif wrong is not None:
                 raise wrong
             elif is_over:
@@ -115,8 +124,11 @@ def watched(results: Generator[Result, None, None], progress: Progress) -> Itera
             yield result
 
 
-def _wait(running: dict[int, _Pending], done: dict[int, Result | Exception]) -> None:
-    """Move what has ended from `running` to `done`; blocks until something was said."""
+def _wait(running: dict[int, _Pending], done: dict[int, Result | Exception]) -> list[tuple[int, Any]]:
+    """Move what has ended from `running` to `done`; blocks until something was said.
+
+    Gives the numbers and requests of those that waited too long for a place.
+    """
     if len(running) == 1:
         [pending] = running.values()
         _take(pending, lambda: pending.work.collect(None))
@@ -128,12 +140,21 @@ def _wait(running: dict[int, _Pending], done: dict[int, Result | Exception]) -> 
         for pending in running.values():
             _take(pending, pending.work.ready)
     ended = [number for number, pending in running.items() if pending.error is not None or not pending.work.running]
+    turned_away = []
     for number in ended:
         pending = running.pop(number)
-        done[number] = pending.error or pending.finish(number)
+        if _is_busy(pending.error):
+            turned_away.append((number, pending.request))
+        else:
+            done[number] = pending.error or pending.finish(number)
     # Constrained ones only go on while they are read.
     if running and not ended and not any(pending.work.guided for pending in running.values()):
         time.sleep(_GATHER_S)
+    return turned_away
+
+
+def _is_busy(error: Exception | None) -> bool:
+    return isinstance(error, RequestError) and error.code == "engine_busy"
 
 
 def _take(pending: _Pending, look: Callable[[], list[tuple[int, Delta]]]) -> None:
@@ -147,7 +168,9 @@ def _take(pending: _Pending, look: Callable[[], list[tuple[int, Delta]]]) -> Non
 def _begin(engine: ServingEngine, number: int, request: Any) -> _Pending | RequestError:
     """A wrong request is raised at its turn, so that the results before it are not lost."""
     try:
-        return _submit(engine, request)
+        pending = _submit(engine, request)
+        pending.request = request
+        return pending
     except RequestError as exc:
         path = f"requests[{number}]" + (f".{exc.param}" if exc.param else "")
         return RequestError(f"requests[{number}]: {exc}", code=exc.code, param=path, status=exc.status)
@@ -196,6 +219,7 @@ class _Pending:
 
     def __init__(self, work: Work, sampling: Sampling, parser: OutputParser | None) -> None:
         self.work = work
+        self.request: Any = None  # as it came
         self.error: Exception | None = None
         self._parser = parser
         self._result = Result(logprobs=[] if sampling.logprobs >= 0 else None)

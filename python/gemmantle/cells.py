@@ -5,9 +5,10 @@ Only front ends that name their cells (JupyterLab, Notebook, VS Code) are follow
 
 from __future__ import annotations
 
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
+
+from gemmantle.kernel import running_kernel
 
 if TYPE_CHECKING:
     from gemmantle.engines import Engine
@@ -41,7 +42,6 @@ def loaded_here(engine: Engine) -> None:
 
 def _parent() -> dict[str, Any]:
     """The message that runs the cell; empty outside of a kernel."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = running_kernel()
     found: dict[str, Any] = kernel.get_parent() if kernel is not None else {}
     return found

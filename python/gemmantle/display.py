@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
+from gemmantle.kernel import running_kernel
+
 __all__ = ["show"]
 
 UPDATE_S = 0.1  # between two updates of a notebook's output
@@ -92,15 +94,19 @@ class _Reader:
             raise TypeError(f"show() was given a stream of {type(item).__name__}; it shows streams of answers")
 
     def final(self) -> Any:
+        """The whole answer; None of a stream that had no end."""
         if self._final is not None or self._chunks:
             return self._final or _joined(self._chunks)
         import openai
         from openai.types.chat import ChatCompletion
 
-        state = self._state or self._stream
-        if self._state is None:  # the helper also parses, but not what a limit cut
+        parse = getattr(self._stream, "get_final_completion", None)
+        if parse is not None:  # the helper also parses, but not what a limit cut
             with contextlib.suppress(openai.LengthFinishReasonError):
-                return self._stream.get_final_completion()
+                return parse()
+        state = self._state if parse is None else self._stream
+        if state is None:
+            return None
         snapshot = state.current_completion_snapshot
         return ChatCompletion.model_validate({**snapshot.to_dict(), "object": "chat.completion"})
 
@@ -155,9 +161,16 @@ def _joined(chunks: list[Any]) -> Any:
     """The completion that the chunks of a stream make."""
     choices: dict[int, Any] = {}
     for choice in (choice for chunk in chunks for choice in chunk.choices):
-        known = choices.setdefault(choice.index, choice.model_copy(update={"text": ""}))
+        known = choices.get(choice.index)
+        if known is None:
+            choices[choice.index] = choice.model_copy(deep=True)
+            continue
         known.text += choice.text
         known.finish_reason = choice.finish_reason or known.finish_reason
+        if choice.logprobs is not None and known.logprobs is not None:
+            for name, more in choice.logprobs:
+                listed = getattr(known.logprobs, name)
+                setattr(known.logprobs, name, [*(listed or []), *more] if more else listed)
     usage = next((chunk.usage for chunk in reversed(chunks) if chunk.usage), None)
     return chunks[0].model_copy(update={"choices": [choices[index] for index in sorted(choices)], "usage": usage})
 
@@ -173,8 +186,7 @@ class _Screen(Protocol):
 
 def _screen(thoughts: bool) -> _Screen:
     """A notebook's output where this runs in a kernel, else standard output."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None and hasattr(shell, "kernel"):
+    if running_kernel() is not None:
         return _Notebook(importlib.import_module("IPython.display").display, thoughts)
     return _Terminal(sys.stdout, thoughts)
 

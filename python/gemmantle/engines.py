@@ -43,6 +43,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     mode: str = "exact",
+    kv: str = "auto",
     max_context: int | None = None,
     kv_budget: int | str = "auto",
     deterministic: bool = False,
@@ -59,8 +60,10 @@ def load(
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
     device: auto, cpu, reference or cuda. threads: None for one per core.
-    mode: exact (f32 throughout) or fast (on the CPU: 8-bit activations where weights are packed, see
-    docs/decisions/0006).
+    mode: exact (f32 throughout) or fast (on the CPU: 8-bit activations where weights are packed, bf16 where they are
+    bf16, see docs/decisions/0006 and 0018).
+    kv: what K and V are kept as: f32, bf16 or q8 (bytes with scales); "auto" takes f32 in mode exact, which takes no
+    other, and bf16 in mode fast.
     max_context: tokens of prompt plus answer, None for what the checkpoint and memory allow.
     kv_budget: bytes of KV cache; "auto" takes what max_concurrency sequences of max_context need, at most half of the
     free memory.
@@ -183,7 +186,7 @@ class Engine(HasDoors, HasWords):
     # -- facts
 
     def info(self) -> dict[str, Any]:
-        """What is loaded: model, files, device, mode, sizes, memory of the KV cache, defaults, fingerprint."""
+        """What is loaded: model, files, device, mode, sizes, bytes of weights, KV and work, defaults, fingerprint."""
         opened = self._use()
         profile = opened.profile
         stats = opened.engine.stats()
@@ -205,6 +208,11 @@ class Engine(HasDoors, HasWords):
                 "budget_bytes": stats["kv_budget"],
                 "max_context": stats["max_context"],
                 "max_concurrency": stats["max_sequences"],
+            },
+            "memory": {
+                "weights": opened.model.info()["weight_bytes"],
+                "kv": stats["kv_bytes"],
+                "work": stats["work_bytes"],
             },
             **opened.model.info(),
             "config": opened.model.config(),

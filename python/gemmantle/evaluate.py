@@ -7,6 +7,7 @@ are neighbours and the engine computes it once; results come back in the order o
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Score:
     n_bytes: int
     n_chars: int
 
+
+_BUSY_S = 0.02  # before another try where the engine has no place in its queue and nothing of ours runs
 
 # (ids, how many of them are context, text of the rest)
 _Sequence = tuple[list[int], int, str]
@@ -126,28 +129,43 @@ class _Run:
         """In the order of the sequences."""
         self._check(sequences)
         self.progress.total = len(sequences)
+        waiting = deque(sorted(range(len(sequences)), key=lambda number: sequences[number][0]))
         running: deque[tuple[int, Generation]] = deque()
         scores: dict[int, Score] = {}
-
-        def read_oldest() -> None:
-            number, generation = running[0]
-            scores[number] = _read(generation, sequences[number])
-            running.popleft()
-            self.progress.add(1, scores[number].n_tokens)
-
         try:
-            for number in sorted(range(len(sequences)), key=lambda number: sequences[number][0]):
-                ids, context, _ = sequences[number]
-                sampling = Sampling(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=context)
-                running.append((number, self.engine.submit(ids, sampling)))
-                if len(running) >= self.ahead:
-                    read_oldest()
-            while running:
-                read_oldest()
+            while waiting or running:
+                if waiting and len(running) < self.ahead:
+                    submitted = self._submit(sequences[waiting[0]])
+                    if submitted is not None:
+                        running.append((waiting.popleft(), submitted))
+                        continue
+                if not running:
+                    time.sleep(_BUSY_S)
+                    continue
+                number, generation = running[0]
+                try:
+                    scores[number] = _read(generation, sequences[number])
+                    self.progress.add(1, scores[number].n_tokens)
+                except RequestError as exc:
+                    if exc.code != "engine_busy":
+                        raise
+                    waiting.append(number)
+                running.popleft()
         finally:
             for _, generation in running:
                 generation.cancel()
         return [scores[number] for number in range(len(sequences))]
+
+    def _submit(self, sequence: _Sequence) -> Generation | None:
+        """None where the engine's queue is full."""
+        ids, context, _ = sequence
+        sampling = Sampling(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=context)
+        try:
+            return self.engine.submit(ids, sampling)
+        except RequestError as exc:
+            if exc.code != "engine_busy":
+                raise
+            return None
 
     def _check(self, sequences: Sequence[_Sequence]) -> None:
         window = self.engine.profile.max_context

@@ -50,7 +50,7 @@ class OpenModel:
         options = settings.options
         path = Path(settings.path)
         self.model = self.core.Model.load(
-            settings.path, device=options.device, threads=options.threads or 0, mode=options.mode
+            settings.path, device=options.device, threads=options.threads or 0, mode=options.mode, kv=options.kv
         )
         config: dict[str, Any] = dict(self.model.config())
         size = int(config["vocab_size"])
@@ -66,6 +66,8 @@ class OpenModel:
             eos_ids = _eos_ids(generation, _json_file(path / "config.json") if path.is_dir() else {})
         self.engine = self.core.Engine(self.model, vocabulary, eos_ids=eos_ids, **settings.native())
         self.profile = self._profile(settings, generation, eos_ids, size)
+        if self.profile.is_chat:
+            importlib.import_module("gemmantle.chat.revisions").warn_of_template(settings.name, _template_of(path))
 
     def _profile(self, settings: Settings, generation: dict[str, Any], eos_ids: list[int], size: int) -> Profile:
         info = self.model.info()
@@ -112,6 +114,18 @@ class OpenModel:
         if "<|turn>" not in special or special.get("<turn|>") not in eos_ids:
             return False
         return path.is_dir() or "tokenizer.chat_template" in self.core.Checkpoint(str(path)).keys()  # noqa: SIM118
+
+
+def _template_of(path: Path) -> str | None:
+    """The chat template that a checkpoint carries."""
+    if path.is_file():
+        template = native().Checkpoint(str(path)).get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+    try:
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        template = _json_file(path / "tokenizer_config.json").get("chat_template")
+        return template if isinstance(template, str) else None
 
 
 def _tokenizer_file(path: Path) -> str | None:

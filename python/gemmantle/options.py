@@ -12,6 +12,7 @@ __all__ = ["NAMES", "Options", "Settings"]
 _CHOICES = {
     "device": ("auto", "cpu", "reference", "cuda"),
     "mode": ("exact", "fast"),
+    "kv": ("auto", "f32", "bf16", "q8"),
     "default_sampling": ("model", "openai"),
     "default_reasoning": ("none", "high"),
     "unknown_fields": ("error", "report"),
@@ -29,6 +30,7 @@ class Options:
     device: str = "auto"
     threads: int | None = None
     mode: str = "exact"
+    kv: str = "auto"
     max_context: int | None = None
     kv_budget: int | str = "auto"
     deterministic: bool = False

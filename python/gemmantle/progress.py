@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from gemmantle.kernel import running_kernel
+
 __all__ = ["Progress", "Show", "Standing"]
 
 _QUIET_S = 2.0  # before anything is shown
@@ -161,9 +163,7 @@ def _view(work: str, show: Show) -> _View | None:
 
 def _notebook_display() -> Any:
     """IPython's display module where a notebook is what runs this, and None elsewhere."""
-    shell = sys.modules.get("IPython")
-    running = shell.get_ipython() if shell is not None else None
-    if running is None or type(running).__name__ != "ZMQInteractiveShell":
+    if running_kernel() is None:
         return None
     import IPython.display
 

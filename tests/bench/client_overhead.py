@@ -43,6 +43,7 @@ class NullDelta:
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
     thought_cut: bool = False
+    queue_ms: float | None = None
 
 
 class NullGeneration:

@@ -49,7 +49,7 @@ SYSTEM: dict[str, str] = {
     "kernels/common": C_ONLY,
     "kernels/formats": C_ONLY,
     "kernels/cpu": C_ONLY,
-    "kernels/cuda": rf"{C_ONLY}|cuda[a-z0-9_]*\.h|math\.h",
+    "kernels/cuda": rf"{C_ONLY}|cuda[a-z0-9_]*\.h|math\.h|simt_host\.h",
     "kernels/reference": STANDARD,
     "csrc": rf"{STANDARD}|{POSIX}",
     "csrc/core/json.h": rf"{STANDARD}|nlohmann/.*",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,10 @@ class Generation:
     def cancel(self) -> None:
         self._done = True
 
+    @property
+    def is_over(self) -> bool:
+        return self._done
+
     def _pairs(self) -> list[tuple[int, int]]:
         return list(zip(self._ids, self._ids[1:], strict=False))
 
@@ -101,12 +106,15 @@ class Engine:
         self.vocabulary = vocabulary
         self.options = options
         self.is_closed = False
+        self.generations: weakref.WeakSet[Generation] = weakref.WeakSet()
 
     def submit(self, ids: np.ndarray, params: SamplingParams) -> Generation:
         assert ids.dtype == np.int32
         if self.is_closed:
             raise EngineClosed("closed")
-        return Generation(self, ids.tolist(), params)
+        generation = Generation(self, ids.tolist(), params)
+        self.generations.add(generation)
+        return generation
 
     def logits(
         self, ids: np.ndarray, *, chunks: list[int] | None = None, last_only: bool = False, reuse: bool = False
@@ -116,8 +124,15 @@ class Engine:
         return table[-1:] if last_only else table
 
     def stats(self) -> dict[str, Any]:
-        limits = {"kv_bytes": 0, "kv_budget": 0, "max_context": self.max_context(), "max_sequences": 16}
-        return {"queued": 0, "running": 0, **limits}
+        limits = {
+            "kv_bytes": 0,
+            "work_bytes": 0,
+            "kv_budget": 0,
+            "max_context": self.max_context(),
+            "max_sequences": 16,
+        }
+        running = sum(not generation.is_over for generation in list(self.generations))
+        return {"queued": 0, "running": running, **limits}
 
     def max_context(self) -> int:
         return self.options["max_context"] or 64

@@ -48,6 +48,7 @@ class FakeDelta:
     stop_reason: str | int | None = None
     usage: tuple[int, int, int, int] | None = None
     thought_cut: bool = False
+    queue_ms: float | None = None
     awaits_mask: bool = False
 
 

@@ -15,7 +15,7 @@ from fake_engine import CALL, HELLO, HOLD, FakeEngine, content
 
 from gemmantle._http import family_of_sdk, library
 from gemmantle.client import OpenAI, client_for, handler_for
-from gemmantle.errors import DeviceError, EngineClosed, ForkedEngineError, OutOfMemory, RequestError
+from gemmantle.errors import DeviceError
 from gemmantle.transport import sync_transport
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -324,49 +324,6 @@ def test_echo_scores_the_prompt():
 
 
 # -- failures
-
-
-@pytest.mark.parametrize(
-    ("failure", "sdk_class", "status", "code", "attempts"),
-    [
-        (RequestError("queue full", code="engine_busy"), openai.RateLimitError, 429, "engine_busy", 2),
-        (RequestError("bad", param="seed"), openai.BadRequestError, 400, "invalid_value", 1),
-        (DeviceError("gone"), openai.InternalServerError, 503, "device_error", 1),
-        (OutOfMemory("full"), openai.InternalServerError, 503, "insufficient_memory", 2),
-        (EngineClosed("closed"), openai.InternalServerError, 503, "engine_draining", 1),
-        (ForkedEngineError("forked"), openai.InternalServerError, 500, "internal_error", 1),
-        (ZeroDivisionError("a bug"), openai.InternalServerError, 500, "internal_error", 1),
-    ],
-)
-def test_engine_errors_become_answers_with_the_right_number_of_attempts(failure, sdk_class, status, code, attempts):
-    engine = FakeEngine(HELLO)
-    engine.refuse = failure
-    count = 0
-    submit = engine.submit
-
-    def counting(ids, sampling):
-        nonlocal count
-        count += 1
-        return submit(ids, sampling)
-
-    engine.submit = counting
-    with pytest.raises(sdk_class) as caught:
-        ask(engine, {"max_retries": 1})
-    assert caught.value.status_code == status
-    assert caught.value.code == code
-    assert count == attempts
-    assert caught.value.request_id.startswith("req_")
-    assert caught.value.response.headers["x-should-retry"] == ("true" if attempts == 2 else "false")
-    if attempts == 2:
-        assert 1 <= int(caught.value.response.headers["retry-after-ms"]) <= 60000
-
-
-def test_a_retry_succeeds_when_the_queue_has_room_again():
-    engine = FakeEngine(HELLO)
-    engine.refuse = RequestError("queue full", code="engine_busy")
-    timer = threading.Timer(0.05, lambda: setattr(engine, "refuse", None))
-    timer.start()
-    assert ask(engine, {"max_retries": 3}).choices[0].message.content == "Hello, world!"
 
 
 def test_a_failure_during_a_plain_call_is_an_answer():

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
-import pickle
-import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import models, pre_tokenizers
+from random_speaker import CONTROL, make_speaker
 
 import gemmantle
 from gemmantle import hub
@@ -75,20 +67,6 @@ def test_scores_agree_with_the_logits(engine):
     np.testing.assert_allclose(echoed.choices[0].logprobs.token_logprobs[3:], wanted, atol=1e-4)
 
 
-def test_one_async_client_over_three_loops(engine):
-    client = engine.async_client()
-
-    async def once():
-        fields = {"model": engine.name, "prompt": PROMPT, "max_tokens": 16, "extra_body": {"ignore_eos": True}}
-        many = [client.completions.create(**fields) for _ in range(4)]
-        stream = await client.completions.create(**fields, stream=True, stream_options={"include_usage": True})
-        last = [chunk async for chunk in stream][-1]
-        return [answer.usage.completion_tokens for answer in await asyncio.gather(*many)], last.usage.completion_tokens
-
-    for _ in range(3):
-        assert asyncio.run(once()) == ([16] * 4, 16)
-
-
 def idle(engine, within_s=5.0):
     """Whether the engine has nothing left to do, waiting for the step that is running."""
     until = time.monotonic() + within_s
@@ -103,15 +81,6 @@ def idle(engine, within_s=5.0):
 LONG = {"max_tokens": 4000, "extra_body": {"ignore_eos": True, "return_token_ids": True}}
 
 
-def test_leaving_a_stream_frees_the_engine(engine):
-    before = engine.stats()["generated_tokens"]
-    client = engine.client()
-    with client.completions.create(model=engine.name, prompt=PROMPT, n=16, stream=True, **LONG) as stream:
-        next(stream)
-    assert idle(engine)
-    assert engine.stats()["generated_tokens"] - before < 16 * LONG["max_tokens"]
-
-
 def test_time_runs_out_in_the_engine_too(engine):
     started = time.monotonic()
     with pytest.raises(openai.APITimeoutError):
@@ -120,59 +89,12 @@ def test_time_runs_out_in_the_engine_too(engine):
     assert idle(engine)
 
 
-@pytest.fixture
-def _ctrl_c_works():
-    """Background jobs of a shell start with SIGINT ignored."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("_ctrl_c_works")
-def test_ctrl_c_ends_a_call_and_leaves_the_engine_usable(engine):
-    client = engine.client()
-    threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        client.completions.create(model=engine.name, prompt=PROMPT, **LONG)
-    assert idle(engine)
-    assert client.completions.create(model=engine.name, prompt=PROMPT, max_tokens=2).usage.completion_tokens >= 1
-
-
 def test_a_prompt_beyond_the_context_is_refused_and_the_engine_lives_on(engine):
     client = engine.client()
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=engine.name, prompt=[5] * 4096)
     assert caught.value.code == "context_length_exceeded"
     assert client.completions.create(model=engine.name, prompt=PROMPT, max_tokens=1).choices
-
-
-def test_many_threads_at_once(engine):
-    client = engine.client()
-    fields = {"model": engine.name, "max_tokens": 8, "temperature": 0}
-    extra = {"extra_body": {"return_token_ids": True, "ignore_eos": True}}
-    alone = [client.completions.create(prompt=[2, k], **fields, **extra).choices[0].token_ids for k in range(3, 9)]
-    together = [None] * 6
-
-    def work(k):
-        together[k] = client.completions.create(prompt=[2, 3 + k], **fields, **extra).choices[0].token_ids
-
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
-
-
-def first_id(engine):
-    """Runs in another process."""
-    return next(engine.generate([{"prompt": PROMPT, "max_tokens": 1, "temperature": 0}])).ids
-
-
-def test_an_engine_answers_in_a_spawned_process(engine):
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(first_id, pickle.loads(pickle.dumps(engine))).result() == first_id(engine)
-    engine.close()  # the reference that the unpickled copy took here
 
 
 def test_the_interpreter_ends_with_a_live_stream(engine):
@@ -191,30 +113,14 @@ def test_the_interpreter_ends_with_a_live_stream(engine):
 
 # -- words: the golden checkpoint with a vocabulary of single characters and the control strings
 
-CONTROL = [
-    "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", "<|tool_call>", "<tool_call|>", "<|channel>",
-    "<channel|>", "<|think|>", '<|"|>', "<|tool>", "<tool|>",
-]  # fmt: skip
 USER = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
     """Random weights that speak in random letters."""
-    if not (GOLDEN / "e2b" / "config.json").is_file():
-        pytest.skip(f"no golden checkpoint in {GOLDEN}")
-    folder = tmp_path_factory.mktemp("speaker") / "speaker"
-    shutil.copytree(GOLDEN / "e2b", folder)
-    first = 256 - len(CONTROL)
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{chr(0x400 + k): k for k in range(3, first)}}
-    vocabulary.update({spelling: first + k for k, spelling in enumerate(CONTROL)})
-    for letter, code in (("\n", 0x405), ("H", 0x406), ("i", 0x407)):
-        vocabulary[letter] = vocabulary.pop(chr(code))
-    tokenizer = LibraryTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens(["<pad>", "<eos>", "<bos>", *CONTROL])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    letters = [{5: "\n", 6: "H", 7: "i"}.get(token, chr(0x400 + token)) for token in range(3, 256 - len(CONTROL))]
+    folder = make_speaker(tmp_path_factory, letters)
     with gemmantle.load(folder, device="cpu", max_context=2048) as loaded:
         yield loaded
 

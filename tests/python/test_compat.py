@@ -47,12 +47,12 @@ def refused(param, call):
 # -- Runware, row by row
 
 
-def test_row_task_type():
+def test_a20_task_type():
     refused("taskType", lambda: convert(taskType="imageInference"))
     refused("taskTyp", lambda: convert(taskTyp="textInference"))
 
 
-def test_row_task_uuid():
+def test_a20_task_uuid():
     refused("taskUUID", lambda: convert(taskUUID="42"))
     refused("taskUUID", lambda: convert(taskUUID="00000000-0000-1000-8000-000000000000"))
     engine = fake([HOLD, *HELLO])
@@ -82,12 +82,12 @@ def _finished(task_id):
     raise AssertionError("the task does not end")
 
 
-def test_row_output_format():
+def test_a20_output_format():
     assert convert(outputFormat="TEXT")
     refused("outputFormat", lambda: convert(outputFormat="JSON"))
 
 
-def test_row_delivery_method():
+def test_a20_delivery_method():
     (result,) = runware.run(TASK, client_for(fake()))
     assert result["text"] == "Hello, world!"
     assert result["finishReason"] == "stop"
@@ -104,11 +104,11 @@ def test_row_delivery_method():
     refused("deliveryMethod", lambda: runware.run([{**TASK, "deliveryMethod": "stream"}], client_for(fake())))
 
 
-def test_row_webhook_url():
+def test_a20_webhook_url():
     assert "getResponse" in refused("webhookURL", lambda: convert(webhookURL="https://example.com/hook"))
 
 
-def test_row_include_cost():
+def test_a20_include_cost():
     (local,) = runware.run({**TASK, "includeCost": True}, client_for(fake()))
     assert local["cost"] == 0
     usage = type("Usage", (), {"prompt_tokens": 1_000_000, "completion_tokens": 500_000})
@@ -119,7 +119,7 @@ def test_row_include_cost():
     refused("includeCost", lambda: convert(includeCost="yes"))
 
 
-def test_row_include_usage():
+def test_a20_include_usage():
     (plain,) = runware.run(TASK, client_for(fake()))
     assert "usage" not in plain
     (result,) = runware.run({**TASK, "includeUsage": True}, client_for(fake()))
@@ -127,7 +127,7 @@ def test_row_include_usage():
     assert result["usage"]["totalTokens"] == result["usage"]["promptTokens"] + 7
 
 
-def test_row_number_results():
+def test_a20_number_results():
     engine = fake()
     results = runware.run({**TASK, "numberResults": 3, "seed": 40}, client_for(engine))
     assert [result["seed"] for result in results] == [40, 41, 42]
@@ -136,7 +136,7 @@ def test_row_number_results():
         refused("numberResults", lambda wrong=wrong: convert(numberResults=wrong))
 
 
-def test_row_inputs():
+def test_a20_inputs():
     images = ["https://example.com/a.png", "data:image/png;base64,AA==", "/9j/4AAQ", UUIDS[5]]
     task = {**TASK, "inputs": {"images": images}}
     request = runware.to_request(task, uploads={UUIDS[5]: "data:image/webp;base64,BB=="})
@@ -147,13 +147,13 @@ def test_row_inputs():
     refused("inputs.videos", lambda: convert(inputs={"videos": ["x"]}))
 
 
-def test_row_model():
+def test_a20_model():
     assert convert()["model"] == NAME
     assert convert(model="gemma4:e2b")["model"] == "google/gemma-4-E2B-it"
     refused("model", lambda: convert(model=None))
 
 
-def test_row_seed():
+def test_a20_seed():
     assert convert(seed=2**63 - 1)["seed"] == 2**63 - 1
     drawn = {convert()["seed"] for _ in range(4)}
     assert all(0 <= seed < 2**32 for seed in drawn)
@@ -164,14 +164,14 @@ def test_row_seed():
         refused("seed", lambda wrong=wrong: convert(seed=wrong))
 
 
-def test_row_messages():
+def test_a20_messages():
     refused("messages", lambda: convert(messages=[]))
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
     refused("messages[1].role", lambda: convert(messages=talk))
     assert convert(messages=[*talk, talk[0]])["messages"] == [*talk, talk[0]]
 
 
-def test_row_system_prompt():
+def test_a20_system_prompt():
     assert settings(systemPrompt="Be brief.")["messages"][0] == {"role": "system", "content": "Be brief."}
     talk = [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]
     joined = convert(messages=talk, settings={"systemPrompt": "Be brief."})
@@ -181,7 +181,7 @@ def test_row_system_prompt():
         refused("settings.systemPrompt", lambda wrong=wrong: settings(systemPrompt=wrong))
 
 
-def test_row_temperature_and_top_p():
+def test_a20_temperature_and_top_p():
     request = settings(temperature=0.5, topP=0.9)
     assert (request["temperature"], request["top_p"]) == (0.5, 0.9)
     greedy = settings(topP=0)
@@ -191,44 +191,44 @@ def test_row_temperature_and_top_p():
     refused("settings.topP", lambda: settings(topP=1.1))
 
 
-def test_row_top_k():
+def test_a20_top_k():
     assert settings(topK=100)["extra_body"] == {"top_k": 100}
     for wrong in (0, 101, 1.5):
         refused("settings.topK", lambda wrong=wrong: settings(topK=wrong))
 
 
-def test_row_min_p():
+def test_a20_min_p():
     assert settings(minP=0.1)["extra_body"] == {"min_p": 0.1}
     refused("settings.minP", lambda: settings(minP=1.5))
 
 
-def test_row_max_tokens():
+def test_a20_max_tokens():
     assert settings(maxTokens=1)["max_completion_tokens"] == 1
     refused("settings.maxTokens", lambda: settings(maxTokens=0))
 
 
-def test_row_frequency_penalty():
+def test_a20_frequency_penalty():
     assert settings(frequencyPenalty=2)["frequency_penalty"] == 2
     refused("settings.frequencyPenalty", lambda: settings(frequencyPenalty=-0.1))
 
 
-def test_row_presence_penalty():
+def test_a20_presence_penalty():
     assert settings(presencePenalty=-2)["presence_penalty"] == -2
     refused("settings.presencePenalty", lambda: settings(presencePenalty=2.5))
 
 
-def test_row_repetition_penalty():
+def test_a20_repetition_penalty():
     assert settings(repetitionPenalty=1.2)["extra_body"] == {"repetition_penalty": 1.2}
     assert "divided" in refused("settings.repetitionPenalty", lambda: settings(repetitionPenalty=0))
     refused("settings.repetitionPenalty", lambda: settings(repetitionPenalty=2.5))
 
 
-def test_row_stop_sequences():
+def test_a20_stop_sequences():
     assert settings(stopSequences=["END"])["stop"] == ["END"]
     refused("settings.stopSequences", lambda: settings(stopSequences=[]))
 
 
-def test_row_thinking_level():
+def test_a20_thinking_level():
     assert convert()["reasoning_effort"] == "high"  # on by default there
     assert settings(thinkingLevel="high")["reasoning_effort"] == "high"
     for off in ("minimal", "off", "none"):

@@ -264,6 +264,13 @@ def test_refusals_say_why(engine: _core.Engine, model: _core.Model, tmp_path: Pa
     with pytest.raises(errors.RequestError) as mode:
         _core.Model.load(str(FOLDER), mode="sloppy")
     assert mode.value.param == "mode"
+    for options in ({"kv": "f8"}, {"kv": "bf16"}, {"kv": "q8", "device": "reference"}):  # mode exact keeps f32
+        with pytest.raises(errors.RequestError) as kv:
+            _core.Model.load(str(FOLDER), **options)
+        assert kv.value.param == "kv"
+    with pytest.raises(errors.RequestError) as block:
+        _core.Engine(_core.Model.load(str(FOLDER), device="cpu", mode="fast"), block_size=8)
+    assert block.value.param == "block_size"
     with pytest.raises(FileNotFoundError):
         _core.Model.load(str(tmp_path / "absent"))
     with pytest.raises(errors.RequestError) as context:

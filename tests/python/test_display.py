@@ -51,6 +51,20 @@ def test_an_answer_that_the_limit_cut_is_given_too(capsys):
         assert show(stream).choices[0].finish_reason == "length"
 
 
+def test_the_parts_of_a_completion_are_joined(capsys):
+    client = client_for(FakeEngine(HELLO))
+    fields = {"model": "fake", "prompt": "a", "logprobs": 1, "seed": 1}
+    joined = show(client.completions.create(**fields, stream=True))
+    whole = client.completions.create(**fields)
+    assert joined.choices[0].logprobs.tokens == whole.choices[0].logprobs.tokens
+    assert joined.choices[0].text == whole.choices[0].text
+    assert joined.choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_a_stream_without_an_end_gives_nothing(capsys):
+    assert show(iter(())) is None
+
+
 def test_more_choices_follow_the_first(capsys):
     answer = show(chat(FakeEngine(lambda choice: content(f"a{choice}")), n=3))
     assert capsys.readouterr().out == "a0\n\n[1]\na1\n\n[2]\na2\n"
@@ -174,12 +188,14 @@ def test_a_notebook_is_updated_ten_times_a_second_at_most_and_ends_in_markdown(k
 def test_a_notebook_folds_thoughts_and_shows_calls(kernel, capsys):
     show(chat(FakeEngine([*THOUGHT, *content("Yes."), *CALL]), tools=TOOLS, reasoning_effort="high"))
     last = kernel.bundles[-1]["text/markdown"]
-    assert re.search(r"<details><summary>Thoughts</summary><div[^>]*>Let me see&#46;</div></details>\n\nYes\.\n\n", last)
+    assert re.search(
+        r"<details><summary>Thoughts</summary><div[^>]*>Let me see&#46;</div></details>\n\nYes\.\n\n", last
+    )
     assert "<code>f</code>" in last
     assert capsys.readouterr().out == ""
 
 
-HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x onerror=3>
+HOSTILE = """<script>1</script> [a](javascript:2) ![b](http://evil.example/?q) [c][d] `<i>` ``<u>`` <img src=x>
 
 [d]: javascript:4
 

@@ -21,7 +21,7 @@ from tokenizers import models, pre_tokenizers
 
 import gemmantle
 from gemmantle import bulk, engines, hub
-from gemmantle.errors import EngineClosed, ForkedEngineError, ModelNotFound, RequestError
+from gemmantle.errors import EngineClosed, ModelNotFound, RequestError
 
 
 @pytest.fixture(autouse=True)
@@ -131,29 +131,6 @@ def test_an_engine_pickles_as_its_arguments(folder):
     assert again.logits([7]).shape == (1, 300)
     assert again.info()["max_context"] == 48
     again.close()
-
-
-@pytest.mark.filterwarnings("ignore:This process.*fork")
-def test_a_forked_child_is_told_what_to_do(folder):
-    engine = gemmantle.load(folder)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            engine.logits([5])
-        except ForkedEngineError as exc:
-            os.write(writer, str(exc).encode())
-            fresh = gemmantle.load(folder)
-            os.write(writer, b" | fresh works" if fresh.logits([5]).argmax() == 6 and fresh is not engine else b"")
-        finally:
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    with os.fdopen(reader) as pipe:
-        told = pipe.read()
-    assert "spawn" in told
-    assert "fresh works" in told
-    engine.close()
 
 
 @pytest.mark.parametrize(

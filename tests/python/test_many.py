@@ -273,6 +273,19 @@ def test_who_finds_no_place_in_time_is_told_before_its_stream_begins() -> None:
         assert engine.stats()["max_queue_ms"] == 20
 
 
+@pytest.mark.parametrize("limits", [{"max_queue": 1}, {"max_queue_ms": 1}])
+def test_bulk_work_waits_where_the_queue_is_short(limits: dict[str, int]) -> None:
+    requests = [{"prompt": f"Number {n}", "max_tokens": 6, "seed": n, "ignore_eos": True} for n in range(30)]
+    items = [(f"Number {n}", " and so on") for n in range(30)]
+    with gemmantle.load(MODEL, device="cpu") as engine:
+        results, scores = list(engine.generate(requests)), engine.score(items)
+    with gemmantle.load(MODEL, device="cpu", max_concurrency=2, **limits) as engine:
+        stream = engine.client().completions.create(model=MODEL, prompt="Once", max_tokens=50, stream=True)
+        assert [result.ids for result in engine.generate(requests)] == [result.ids for result in results]
+        assert engine.score(items) == scores
+        stream.close()
+
+
 # -- several models
 
 

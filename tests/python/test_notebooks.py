@@ -31,7 +31,7 @@ def kernel_environment(monkeypatch):
 
 
 def client_of(notebook):
-    return nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    return nbclient.NotebookClient(notebook, timeout=300, startup_timeout=300, kernel_name="python3")
 
 
 def text_of(cell):

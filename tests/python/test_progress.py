@@ -111,7 +111,7 @@ def test_a_notebook_shows_one_bar_that_grows(clock: Clock, monkeypatch: pytest.M
         pages.append(page)
         return Handle()
 
-    shell = type("ZMQInteractiveShell", (), {})()
+    shell = types.SimpleNamespace(kernel=object())
     module = types.ModuleType("IPython")
     module.get_ipython = lambda: shell  # type: ignore[attr-defined]
     module.display = types.ModuleType("IPython.display")  # type: ignore[attr-defined]

@@ -15,7 +15,6 @@ from pathlib import Path
 import openai
 import pytest
 from fake_engine import CALL, HELLO, HOLD, FakeEngine, content
-from response_events import events_of, steady
 
 from gemmantle.api.background import state_at
 from gemmantle.api.items import packed
@@ -110,18 +109,6 @@ def test_the_body_has_no_output_text():
     raw = client_for(FakeEngine(HELLO)).responses.with_raw_response.create(model="fake", input="Hi")
     assert "output_text" not in json.loads(raw.text() if callable(raw.text) else raw.text)
     assert raw.headers["x-gemmantle-arm"] == "local"
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in GOLDEN.glob("*.json")))
-def test_a3_events_equal_the_golden_sequence(name):
-    golden = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
-    script = [DeviceError(step) if isinstance(step, str) else tuple(step) for step in golden["script"]]
-    responses = client_for(FakeEngine(script), max_retries=0).responses
-    with responses.with_streaming_response.create(model="", input="", extra_body=golden["request"]) as response:
-        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        events = steady(events_of(b"".join(response.iter_bytes())))
-    assert events == golden["events"]
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
 
 
 @pytest.mark.parametrize(

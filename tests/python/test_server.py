@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn", reason="the server door runs on uvicorn: pip inst
 from serving import serving
 
 from gemmantle import cli
-from gemmantle.server import Limits
+from gemmantle.server import Limits, ServedModels
 
 USER = [{"role": "user", "content": "Hi"}]
 BODY = json.dumps({"model": "fake", "messages": USER}).encode()
@@ -300,6 +300,50 @@ def test_more_requests_than_allowed_wait_elsewhere():
             stream.close()
 
 
+def test_half_requests_take_no_place_of_whole_ones():
+    with serving(FakeEngine(HELLO), limits=Limits(requests=2)) as door, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            slow.sendall(head_of(1000) + b"{")
+        wait_for(lambda: len(door.application._active) == 5)
+        assert post(door)[0] == 200
+
+
+def test_a_crowd_is_let_in_step_by_step(monkeypatch):
+    """However many connections wait, the event loop takes few of them at a time, and looks after the others between."""
+    from gemmantle.server import run
+
+    seen = []  # how many were let in since the turn of the loop before
+    made = run.Connection.connection_made
+
+    def connection_made(self, transport):
+        seen[-1:] = [seen[-1] + 1]
+        made(self, transport)
+
+    monkeypatch.setattr(run.Connection, "connection_made", connection_made)
+    with serving(FakeEngine(HELLO)) as door, contextlib.ExitStack() as stack:
+        loop = door.server._loop
+        stopped, go = threading.Event(), threading.Event()
+
+        def turn():
+            if sum(seen) < 200:
+                seen.append(0)
+                loop.call_soon(turn)
+
+        def hold():
+            stopped.set()
+            go.wait(30)
+            turn()
+
+        loop.call_soon_threadsafe(hold)
+        assert stopped.wait(30)
+        for _ in range(200):  # all of them wait in the queue of the system
+            stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+        go.set()
+        wait_for(lambda: sum(seen) == 200)
+    assert max(seen) <= 40
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
@@ -524,6 +568,7 @@ def test_a_loaded_engine_is_an_asgi_application():
     from gemmantle.engines import Engine
 
     engine = FakeEngine(HELLO)
+    engine._served = lambda: ServedModels([engine])
     application = Engine.asgi(engine, keys=["k"])
     sent = []
 

@@ -7,18 +7,15 @@ import importlib
 import json
 import random
 import re
-import shutil
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import openai
 import pydantic
 import pytest
 from json_prefix import is_prefix_of_json
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers import models, pre_tokenizers
+from random_speaker import GOLDEN, LETTERS, make_speaker
 
 import gemmantle
 from gemmantle import _core
@@ -29,29 +26,14 @@ from gemmantle.json_schema import read_schema
 jsonschema = pytest.importorskip("jsonschema", reason="pip install jsonschema")
 pytest.importorskip("llguidance", reason="grammars need the extra: pip install 'gemmantle[structured]'")
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "odd" / "e2b"
-CONTROL = [
-    "<|turn>", "<turn|>", "<|tool_response>", "<tool_response|>", "<|tool_call>", "<tool_call|>", "<|channel>",
-    "<channel|>", "<|think|>", '<|"|>', "<|tool>", "<tool|>",
-]  # fmt: skip
-LETTERS = [chr(code) for code in (*range(32, 127), 10)] + list("äßéΩжя中文語😀") + ["th", "ou", '":', '",', "}}"]
+LONGER = ["th", "ou", '":', '",', "}}"]
 USER = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
     """Random weights over printable characters and a few longer pieces."""
-    folder = tmp_path_factory.mktemp("speaker") / "speaker"
-    shutil.copytree(GOLDEN, folder)
-    first = 256 - len(CONTROL)
-    pieces = [*LETTERS, *(f"<unused{k}>" for k in range(first - 3 - len(LETTERS)))]
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, **{piece: 3 + k for k, piece in enumerate(pieces)}}
-    vocabulary.update({spelling: first + k for k, spelling in enumerate(CONTROL)})
-    tokenizer = LibraryTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens(["<pad>", "<eos>", "<bos>", *CONTROL])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    folder = make_speaker(tmp_path_factory, [*LETTERS, *LONGER])
     with gemmantle.load(folder, device="cpu", max_context=2048) as loaded:
         yield loaded
 
@@ -104,8 +86,9 @@ def test_blanks_in_json_are_a_pattern_beside_either_field(speaker):
         {"response_format": schema_format(schema), "extra_body": {"structured_outputs": blank}},
         {"extra_body": {"structured_outputs": {"json": schema, **blank}}},
     ):
-        assert json.loads(ask(speaker, **fields).choices[0].message.content) == {"k": 1}
-        assert '"k": 1' in ask(speaker, **fields).choices[0].message.content
+        texts = [ask(speaker, seed=seed, **fields).choices[0].message.content for seed in range(4)]
+        assert all(json.loads(text) == {"k": 1} for text in texts)
+        assert any(" " in text for text in texts)
     with pytest.raises(openai.BadRequestError, match="whitespace_pattern"):
         ask(
             speaker, response_format=schema_format(schema), extra_body={"structured_outputs": {"whitespace_pattern": 3}}

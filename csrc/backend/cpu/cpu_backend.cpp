@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/cpu/cpu_ops.h"
+#include "backend/cpu/paged_kv.h"
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "core/thread_pool.h"
@@ -13,13 +14,29 @@
 namespace gemmantle {
 namespace {
 
+DType kv_type(const BackendOptions& options) {
+  if (options.mode == Mode::exact && options.kv.value_or(DType::f32) != DType::f32) {
+    throw Error(ErrorCode::invalid_argument, "mode 'exact' keeps K and V in f32; give mode='fast' or leave kv out",
+                "kv");
+  }
+  return options.kv.value_or(options.mode == Mode::exact ? DType::f32 : DType::bf16);
+}
+
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const BackendOptions& options, const CpuIsa& isa)
-      : isa_(isa), pool_(thread_count(options.threads)), ops_(*isa.kernels, pool_, options.mode) {}
+      : isa_(isa),
+        kv_(kv_type(options)),
+        pool_(thread_count(options.threads)),
+        ops_(*isa.kernels, pool_, options.mode, kv_) {}
 
   BackendInfo info() const override { return {"cpu", isa_.kernels->name, pool_.threads()}; }
   DType activation_dtype() const override { return DType::f32; }
+  DType kv_dtype() const override { return kv_; }
+  int64_t kv_positions() const override { return kv_ == DType::f32 ? 1 : cpu::kPagePositions; }
+  int64_t kv_bytes(const HeadLayout& heads, int64_t slots) const override {
+    return kv_ == DType::f32 ? Backend::kv_bytes(heads, slots) : PagedKv::bytes(kv_, heads, slots);
+  }
 
   // calloc of much memory maps pages that cost nothing until they are written, as a KV cache wants it.
   Buffer allocate(size_t bytes) override {
@@ -52,6 +69,7 @@ class CpuBackend final : public Backend {
 
  private:
   const CpuIsa& isa_;
+  DType kv_;
   ThreadPool pool_;
   CpuOps ops_;
   std::vector<std::shared_ptr<const void>> keep_;

@@ -46,8 +46,9 @@ cpu::AttendState state_at(float* memory, int64_t heads) { return {memory, memory
 
 }  // namespace
 
-CpuOps::CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode)
+CpuOps::CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode, DType kv)
     : k_(kernels), pool_(pool), scratch_(static_cast<size_t>(pool.threads())), encoders_{} {
+  if (kv != DType::f32) pages_.emplace(kernels, pool, kv);
   if (mode == Mode::exact) return;
   encoders_[0].kernels = kernels.coded;
   encoders_[1].kernels = kernels.halves;
@@ -233,6 +234,7 @@ void CpuOps::rope(Tensor x, int64_t head_dim, Rope rope, std::span<const int32_t
 void CpuOps::store_kv(KvView kv, Tensor k, Tensor v, std::span<const int32_t> slots) {
   check_same(k, v);
   GEMMANTLE_CHECK(k.rows == static_cast<int64_t>(slots.size()) && kv.k.cols == k.cols && kv.v.cols == v.cols);
+  if (pages_) return pages_->store(kv, k, v, slots);
   const size_t bytes = static_cast<size_t>(k.cols) * sizeof(float);
   split(k.rows, 2 * k.cols, 1, [&](int64_t first, int64_t last, int) {
     for (int64_t r = first; r < last; ++r) {
@@ -252,6 +254,7 @@ void CpuOps::attend(Tensor y, Tensor q, HeadLayout heads, KvView kv, const Batch
   check_same(y, q);
   GEMMANTLE_CHECK(q.cols == heads.q_dim() && kv.k.cols == heads.kv_dim() && heads.query % heads.kv == 0);
   if (q.rows == 0) return;
+  if (pages_) return pages_->attend(y, q, heads, kv, group, sequence, scale);
   const int64_t shared = heads.query / heads.kv;
   const int64_t at_once = std::min<int64_t>(shared, cpu::kMaxAttendHeads);
   const int64_t parts = ceil_div(shared, at_once);  // of one KV head

@@ -8,11 +8,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/paged_kv.h"
 #include "backend/ops.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/kernel_table.h"
@@ -21,7 +23,8 @@ namespace gemmantle {
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode);
+  // `kv`: type of K and V; other than f32 they lie in pages.
+  CpuOps(const cpu::CpuKernels& kernels, ThreadPool& pool, Mode mode, DType kv);
 
   void embed(Tensor y, const Weight& table, std::span<const int32_t> ids, float scale) override;
   void linear(Tensor y, Tensor x, const Weight& w) override;
@@ -87,6 +90,7 @@ class CpuOps final : public Ops {
   std::vector<std::unique_ptr<float[]>> scratch_;  // one a thread
   int64_t scratch_floats_ = 0;
   Encoder encoders_[2];
+  std::optional<PagedKv> pages_;
   Turns turns_[4];
   size_t next_turns_ = 0;
   std::vector<float> partial_;  // attention states of one split row after the other

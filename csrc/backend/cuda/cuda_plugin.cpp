@@ -8,6 +8,7 @@
 
 #include <cstdio>
 
+#include "backend/cuda/cuda_backend.h"
 #include "core/error.h"
 
 namespace gemmantle {
@@ -55,10 +56,6 @@ extern "C" GEMMANTLE_EXPORT int gemmantle_cuda_plugin(int interface_version, gem
   if (error != cudaSuccess) plugin->device_count = 0;
   if (plugin->device_count > 0) describe_device(*plugin);
   copy(plugin->reason, why_no_device(error, *plugin));
-  if (plugin->reason[0] == '\0') {
-    copy(plugin->reason, str("found ", plugin->description,
-                             ", but the CUDA plugin of this version runs no model yet; "
-                             "use device 'cpu'"));
-  }
+  plugin->make_backend = [](const BackendOptions& options) { return cuda::make_backend(options).release(); };
   return 0;
 }

@@ -13,7 +13,7 @@ from gemmantle.api.choices import Chunks, head
 from gemmantle.api.common import Clock, admit, prompt_logprobs, shortened
 from gemmantle.api.constraints import build_grammar, set_budget
 from gemmantle.api.protocol import Prompt, ServingEngine
-from gemmantle.api.reading import Choice, Logprobs, Reading
+from gemmantle.api.reading import Admitted, Choice, Logprobs, Reading
 from gemmantle.api.schemas import ChatRequest, choice_sampling, read_chat
 from gemmantle.api.stream import Work, encode_json
 from gemmantle.errors import RequestError
@@ -35,10 +35,7 @@ def start(body: dict[str, Any], engine: ServingEngine, keep: Keep | None = None)
     ids = shortened(prompt.ids(), request.truncate_prompt_tokens)
     grammar, guide = prepare(request, engine, prompt, ids)
     work, effective = submit(request, engine, ids, guide)
-    answer = ChatAnswer(request, engine, ids, effective, clock, grammar)
-    answer.work = work
-    answer.keep = keep if request.store else None
-    return work, answer
+    return work, ChatAnswer(Admitted(request, engine, ids, effective, clock, grammar), work, keep)
 
 
 def rendered(request: ChatRequest, engine: ServingEngine) -> Prompt:
@@ -92,23 +89,14 @@ def submit(
 class ChatAnswer(Reading):
     """One chat request on its way (see `stream.Answer`)."""
 
-    work: Work
-    keep: Keep | None = None
-
-    def __init__(
-        self,
-        request: ChatRequest,
-        engine: ServingEngine,
-        prompt_ids: list[int],
-        effective: int,
-        clock: Clock,
-        grammar: Grammar | None = None,
-    ) -> None:
-        super().__init__(request, engine, prompt_ids, effective, clock, grammar)
+    def __init__(self, admitted: Admitted, work: Work, keep: Keep | None) -> None:
+        super().__init__(admitted)
+        request = admitted.request
+        self._work = work
+        self._keep = keep if request.store else None
         self._appeared = 0
-        warnings = [] if grammar is None else grammar.warnings
         kind = "chat.completion.chunk" if request.stream else "chat.completion"
-        self._head = head("chatcmpl-", kind, request, engine.profile, warnings)
+        self._head = head("chatcmpl-", kind, request, admitted.engine.profile, self._warnings)
         self._chunks = Chunks(self._head, request)
         self._keeps_parts = not request.stream or request.store
 
@@ -118,7 +106,7 @@ class ChatAnswer(Reading):
     def close_events(self) -> bytes:
         usage = self._usage()
         self._save()
-        return self._chunks.close(usage, self._totals.members(usage))
+        return self._chunks.close(usage, self._totals.members(self._choices, usage))
 
     def body(self) -> dict[str, Any]:
         value = self._body()
@@ -137,16 +125,16 @@ class ChatAnswer(Reading):
         if self._request.return_token_ids:
             value["prompt_token_ids"] = self._prompt_ids
         if self._request.asks_prompt_logprobs:
-            value["prompt_logprobs"] = prompt_logprobs(self._engine, self._prompt_ids, self.work.generation(0))
-        value.update(self._totals.members(usage))
+            value["prompt_logprobs"] = prompt_logprobs(self._engine, self._prompt_ids, self._work.generation(0))
+        value.update(self._totals.members(self._choices, usage))
         return value
 
     def _usage(self) -> dict[str, Any]:
         return self._totals.usage(self._choices, self._request.n)
 
     def _save(self) -> None:
-        if self.keep is not None:
-            self.keep({**self._body(), "metadata": self._request.metadata}, self._request.messages)
+        if self._keep is not None:
+            self._keep({**self._body(), "metadata": self._request.metadata}, self._request.messages)
 
     def _write(self, choice: Choice, kind: str, value: Any) -> None:
         if self._keeps_parts:

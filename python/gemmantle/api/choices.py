@@ -43,6 +43,7 @@ class ChoiceState:
         self.stop_reason: str | int | None = None
         self.usage = (0, 0, 0, 0)  # prompt, completion, reasoning, cached tokens
         self.thought_cut = False
+        self.queue_ms: float | None = None
 
     def note(self, delta: Delta, request: CommonRequest) -> None:
         """Take everything of a delta but its text."""
@@ -53,6 +54,7 @@ class ChoiceState:
             self.finish_reason = "length" if delta.finish_reason == "length" else "stop"
             self.stop_reason = delta.stop_reason
             self.usage = delta.usage or self.usage
+            self.queue_ms = delta.queue_ms
 
     def take_ids(self) -> dict[str, Any]:
         """The member of the ids since the last look, where there are any."""
@@ -79,12 +81,12 @@ class Totals:
             sum(usage[3] for usage in usages[::n]),
         )
 
-    def members(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """Those of `return_details`; none where nobody asked."""
+    def members(self, choices: Sequence[ChoiceState], usage: dict[str, Any]) -> dict[str, Any]:
+        """Those of `return_details`; none where nobody asked. The first choice is the one that waited least."""
         if not self._request.return_details:
             return {}
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        timings = self._clock.timings(usage["prompt_tokens"], usage["completion_tokens"], cached)
+        timings = self._clock.timings(usage["prompt_tokens"], usage["completion_tokens"], cached, choices[0].queue_ms)
         return details(self._request, self._profile, self._effective, timings)
 
 

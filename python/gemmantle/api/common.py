@@ -48,11 +48,14 @@ class Clock:
         if self.first is None:
             self.first = self.last
 
-    def timings(self, prompt_tokens: int, completion_tokens: int, cached: int) -> dict[str, Any]:
-        prompt_s = (self.first or self.last) - self.started
+    def timings(
+        self, prompt_tokens: int, completion_tokens: int, cached: int, queue_ms: float | None
+    ) -> dict[str, Any]:
+        """The wait of the queue is no part of the prompt's time."""
+        prompt_s = max((self.first or self.last) - self.started - (queue_ms or 0.0) / 1000, 0.0)
         rest_s = self.last - (self.first or self.last)
         return {
-            "queue_ms": None,  # the engine reports queue and prompt work as one
+            "queue_ms": None if queue_ms is None else round(queue_ms, 3),
             "prompt_ms": round(prompt_s * 1000, 3),
             "prompt_per_second": round(prompt_tokens / prompt_s, 3) if prompt_s > 0 else None,
             "predicted_ms": round(rest_s * 1000, 3),

@@ -111,7 +111,7 @@ class CompletionAnswer(Answer):
 
     def close_events(self) -> bytes:
         usage = self._usage()
-        return self._chunks.close(usage, self._totals.members(usage))
+        return self._chunks.close(usage, self._totals.members(self._choices, usage))
 
     def body(self) -> dict[str, Any]:
         usage = self._usage()
@@ -120,7 +120,7 @@ class CompletionAnswer(Answer):
             "choices": [self._choice_body(choice) for choice in self._choices],
             "usage": usage,
             "service_tier": self._request.service_tier,
-            **self._totals.members(usage),
+            **self._totals.members(self._choices, usage),
         }
 
     def _advance(self, choice: Choice, delta: Delta) -> None:

@@ -46,6 +46,10 @@ class Delta(Protocol):
     usage: tuple[int, int, int, int] | None  # prompt, completion, reasoning, cached tokens; at the end only
     thought_cut: bool  # a thought was closed because its budget was used up
 
+    @property
+    def queue_ms(self) -> float | None:
+        """At the end: how long the request waited for its first step."""
+
 
 class Generation(Protocol):
     """One running sequence. `next` blocks without the interpreter lock and gives None when the time is over."""

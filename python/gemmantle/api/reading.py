@@ -18,7 +18,7 @@ from gemmantle.api.stream import Answer, encode_json
 from gemmantle.chat.parser import Call, CallPart, Content, OutputParser, Reasoning
 from gemmantle.structured import Grammar
 
-__all__ = ["Choice", "Logprobs", "Reading"]
+__all__ = ["Admitted", "Choice", "Logprobs", "Reading"]
 
 
 @dataclass
@@ -56,25 +56,31 @@ class Choice(ChoiceState):
         self.held: list[str] = []  # chunks that wait until the choices before this one have appeared
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """A conversation that the engine has taken in."""
+
+    request: ChatRequest
+    engine: ServingEngine
+    prompt_ids: list[int]
+    effective: int  # tokens the answer may have
+    clock: Clock
+    grammar: Grammar | None = None
+
+
 class Reading(Answer):
     """Deltas of chat choices as reasoning, text, calls and log-probability entries. What becomes of them, `_write`
     and `_write_end` of the route decide."""
 
-    def __init__(
-        self,
-        request: ChatRequest,
-        engine: ServingEngine,
-        prompt_ids: list[int],
-        effective: int,
-        clock: Clock,
-        grammar: Grammar | None = None,
-    ) -> None:
+    def __init__(self, admitted: Admitted) -> None:
+        request, grammar = admitted.request, admitted.grammar
         self.stream = request.stream
         self._request = request
-        self._engine = engine
-        self._prompt_ids = prompt_ids
-        self._clock = clock
-        self._totals = Totals(request, engine.profile, effective, clock)
+        self._engine = admitted.engine
+        self._prompt_ids = admitted.prompt_ids
+        self._clock = admitted.clock
+        self._totals = Totals(request, admitted.engine.profile, admitted.effective, admitted.clock)
+        self._warnings: list[str] = [] if grammar is None else grammar.warnings
         self._choices = [Choice(index, request.tools, grammar is not None) for index in range(request.n)]
         self._alternatives = request.sampling.logprobs
 

@@ -18,12 +18,11 @@ from gemmantle.api.fields import INT64, Fields, show
 from gemmantle.api.items import Conversation, packed, read_items, read_tool_choice, read_tools, renamed
 from gemmantle.api.problems import Problem
 from gemmantle.api.protocol import ByteStream, Delta, Profile, Prompt, ServingEngine
-from gemmantle.api.reading import Choice, Reading
+from gemmantle.api.reading import Admitted, Choice, Reading
 from gemmantle.api.schemas import CHAT_FIELDS, ChatRequest, read_chat
 from gemmantle.api.store import Record
 from gemmantle.api.stream import Work, encode_json, event
 from gemmantle.errors import RequestError
-from gemmantle.structured import Grammar
 
 __all__ = ["ResponseAnswer", "count_tokens", "start"]
 
@@ -97,7 +96,7 @@ def start(body: dict[str, Any], engine: ServingEngine, state: State) -> tuple[Wo
         raise renamed(exc, request.conversation.origins) from None
     if dropped:
         request.echo["truncated_turns"] = dropped
-    return work, ResponseAnswer(request, engine, ids, effective, clock, state, grammar)
+    return work, ResponseAnswer(request, Admitted(request.chat, engine, ids, effective, clock, grammar), state)
 
 
 def count_tokens(body: dict[str, Any], engine: ServingEngine, state: State) -> dict[str, Any]:
@@ -314,17 +313,8 @@ class ResponseAnswer(Reading):
 
     _request: ChatRequest
 
-    def __init__(
-        self,
-        request: ResponseRequest,
-        engine: ServingEngine,
-        prompt_ids: list[int],
-        effective: int,
-        clock: Clock,
-        state: State,
-        grammar: Grammar | None = None,
-    ) -> None:
-        super().__init__(request.chat, engine, prompt_ids, effective, clock, grammar)
+    def __init__(self, request: ResponseRequest, admitted: Admitted, state: State) -> None:
+        super().__init__(admitted)
         self._asked = request
         self._state = state
         self._wants_events = request.chat.stream or request.background
@@ -334,7 +324,7 @@ class ResponseAnswer(Reading):
         self._calls = 0
         self._has_opened = False
         self._is_cut = False
-        profile = engine.profile
+        profile = admitted.engine.profile
         self.name = new_id("resp_")
         self._response: dict[str, Any] = {
             "id": self.name,
@@ -352,10 +342,10 @@ class ResponseAnswer(Reading):
         }
         if request.chat.ignored:
             self._response["ignored_parameters"] = request.chat.ignored
-        if grammar is not None and grammar.warnings:
-            self._response["schema_warnings"] = grammar.warnings
+        if self._warnings:
+            self._response["schema_warnings"] = self._warnings
         if request.chat.return_token_ids:
-            self._response["prompt_token_ids"] = prompt_ids
+            self._response["prompt_token_ids"] = admitted.prompt_ids
         self._output: list[dict[str, Any]] = self._response["output"]
 
     # -- what the doors use (see `stream.Answer`)
@@ -542,7 +532,7 @@ class ResponseAnswer(Reading):
                 response["token_ids"] = choice.ids
             if self._request.return_details:
                 response["stop_reason"] = choice.stop_reason
-                response.update(self._totals.members(self._totals.usage([choice], 1)))
+                response.update(self._totals.members([choice], self._totals.usage([choice], 1)))
         self._emit(f"response.{'incomplete' if status == 'cancelled' else status}", response=response)
 
     def _emit_item(self, kind: str, **members: Any) -> None:

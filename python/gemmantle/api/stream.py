@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
+import operator
 import select
 import threading
 import time
@@ -79,6 +81,7 @@ class MergedDelta:
     stop_reason: str | int | None
     usage: tuple[int, int, int, int] | None
     thought_cut: bool
+    queue_ms: float | None
 
 
 def merged(ready: list[tuple[int, Delta]]) -> list[tuple[int, Delta]]:
@@ -96,13 +99,25 @@ def _merge(deltas: list[Delta]) -> Delta:
     if len(deltas) == 1:
         return last
     return MergedDelta(
-        pieces=[piece for delta in deltas for piece in delta.pieces],
+        pieces=_joined([piece for delta in deltas for piece in delta.pieces]),
         tokens=[token for delta in deltas for token in delta.tokens],
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         usage=last.usage,
         thought_cut=any(delta.thought_cut for delta in deltas),
+        queue_ms=last.queue_ms,
     )
+
+
+def _joined(pieces: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Neighbours of one channel as one piece: each piece costs its reader. Ends of calls have no text to join."""
+    found: list[tuple[str, str]] = []
+    for channel, group in itertools.groupby(pieces, key=operator.itemgetter(0)):
+        if channel == "call_end":
+            found.extend(group)
+        else:
+            found.append((channel, "".join([text for _, text in group])))
+    return found
 
 
 class Work:

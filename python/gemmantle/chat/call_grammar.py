@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
+from gemmantle.chat.schema_merge import Conflict, merged
 from gemmantle.chat.tools import Tool
 from gemmantle.errors import RequestError
 from gemmantle.json_schema import DAY, TIME, read_schema
@@ -151,20 +152,17 @@ class _Schema:
         if node == {} or node is True:
             return self._rules.any_object() if objects_only else self._rules.anything()
         beside = set(node) - {"$defs", "definitions"}
+        if "allOf" in node or (len(beside) > 1 and beside & {"$ref", "anyOf", "oneOf"}):
+            return self._combined(node, pointer, objects_only=objects_only)
         if "$ref" in node:
-            if beside != {"$ref"}:
-                self._refuse(pointer, "keywords beside `$ref` are not supported in function parameters")
-            return self._reference(node["$ref"], pointer)
+            return self._reference(node["$ref"], pointer, objects_only=objects_only)
         for key in ("anyOf", "oneOf"):
             if key in node:
-                if beside - {key, "type"}:
-                    self._refuse(pointer, f"keywords beside `{key}` are not supported in function parameters")
-                branches = [self.value(b, f"{pointer}/{key}/{i}") for i, b in enumerate(node[key])]
+                branches = [
+                    self.value(branch, f"{pointer}/{key}/{position}", objects_only=objects_only)
+                    for position, branch in enumerate(node[key])
+                ]
                 return f"({' | '.join(dict.fromkeys(branches))})"
-        if "allOf" in node:
-            if beside != {"allOf"} or len(node["allOf"]) != 1:
-                self._refuse(pointer, "`allOf` is not supported in function parameters: merge its parts")
-            return self.value(node["allOf"][0], f"{pointer}/allOf/0", objects_only=objects_only)
         if "enum" in node or "const" in node:
             return self._constants(node, pointer)
         kinds = node.get("type", ["object"] if objects_only or "properties" in node else list(_TYPES))
@@ -185,18 +183,39 @@ class _Schema:
         numeric = {key: value for key, value in node.items() if key in _NUMERIC} if kind != "boolean" else {}
         return self._rules.json({"type": kind, **(numeric if kind in ("integer", "number") else {})})
 
-    def _reference(self, ref: str, pointer: str) -> str:
-        if ref not in self._following:
-            # The name first: a recursive type refers to itself.
+    def _combined(self, node: dict[str, Any], pointer: str, *, objects_only: bool) -> str:
+        """A schema that several others say together."""
+        try:
+            whole = merged(node, self._target)
+        except Conflict as conflict:
+            self._refuse(pointer, f"{conflict}, which function parameters need: write one schema that says both")
+        if not isinstance(whole, dict):
+            return self.value(whole, pointer, objects_only=objects_only)
+        return self._named(
+            f"merged {json.dumps(whole, sort_keys=True)} {objects_only}",
+            lambda: self.value(whole, pointer, objects_only=objects_only),
+        )
+
+    def _reference(self, ref: str, pointer: str, *, objects_only: bool = False) -> str:
+        return self._named(
+            f"{ref} {objects_only}", lambda: self.value(self._target(ref), ref, objects_only=objects_only)
+        )
+
+    def _target(self, ref: str) -> Any:
+        target: Any = self._root
+        for part in ref.split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            target = target[int(part)] if isinstance(target, list) else target[part]
+        return target
+
+    def _named(self, key: str, make: Callable[[], str]) -> str:
+        """A rule of its own, named before it is made: a recursive type refers to itself."""
+        if key not in self._following:
             name = f"ref{len(self._rules._names)}"
-            self._following[ref] = name
+            self._following[key] = name
             self._rules._names[f"ref {name}"] = name
-            target: Any = self._root
-            for part in ref.split("/")[1:]:
-                part = part.replace("~1", "/").replace("~0", "~")
-                target = target[int(part)] if isinstance(target, list) else target[part]
-            self._rules._rules.append(f"{name}: {self.value(target, ref)}")
-        return self._following[ref]
+            self._rules._rules.append(f"{name}: {make()}")
+        return self._following[key]
 
     def _object(self, node: dict[str, Any], pointer: str) -> str:
         for key in ("minProperties", "maxProperties", "patternProperties"):

@@ -89,6 +89,7 @@ class Application:
         self._idle: asyncio.Event | None = None
         self._draining = False
         self._held_bytes = 0
+        self._answering = 0  # requests whose body is here: who sends half a body takes no other caller's place
 
     @property
     def draining(self) -> bool:
@@ -146,6 +147,7 @@ class Application:
         finally:
             exchange.unwatch()
             self._held_bytes -= exchange.held_bytes
+            self._answering -= exchange.is_whole
             self._active.discard(exchange)
             if self._idle is not None and not self._active:
                 self._idle.set()
@@ -170,15 +172,15 @@ class Application:
         if self.loading or self._draining:
             await exchange.refuse(_DRAINING if self._draining else _LOADING, linger=True)
             return
-        if len(self._active) > self.limits.requests:
-            busy = Problem("engine_busy", f"{self.limits.requests} requests are being answered; try again later")
-            await exchange.refuse(busy, linger=True)
-            return
         try:
+            self._check_room()
             body = await self._body(exchange)
+            self._check_room()  # others may have come first
         except RequestError as exc:
             await exchange.refuse(problem_of(exc), linger=True)
             return
+        exchange.is_whole = True
+        self._answering += 1
         exchange.watch()
         request = Request(
             exchange.method, exchange.path, exchange.headers, body, self.limits.answer_s, query=exchange.query
@@ -276,6 +278,12 @@ class Application:
                 f"{len(body)} bytes of the body came in {self.limits.body_s:g} s, and no more: send it faster",
                 code="request_timeout",
             ) from None
+
+    def _check_room(self) -> None:
+        if self._answering >= self.limits.requests:
+            raise RequestError(
+                f"{self.limits.requests} requests are being answered; try again later", code="engine_busy"
+            )
 
     def _check_size(self, size: int) -> None:
         if size > self.limits.body_bytes:

@@ -44,6 +44,7 @@ class Exchange:
         self.status = 0
         self.held_bytes = 0
         self.has_body_left = True
+        self.is_whole = False  # all of the request came
         self.is_stream = False
         self.gone = False
         self.stopped = False

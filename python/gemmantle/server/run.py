@@ -31,6 +31,9 @@ __all__ = ["LOOPBACK", "Server", "bind", "serve"]
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 MAX_CONNECTIONS = 4096
 HEAD_S = 20.0  # for the head of a request to arrive
+_WAITING = 256  # connections that the system keeps until they are accepted: who comes last waits for all of them
+# Connections accepted in one go of the event loop. More of them would hold up everyone who is connected already.
+ACCEPTED_AT_ONCE = 8
 _KEEP_ALIVE_S = 75  # longer than HTTP clients keep idle connections, so that they do not send into a closed one
 
 
@@ -50,6 +53,7 @@ class Server(uvicorn.Server):
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=2,
         )
@@ -62,6 +66,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_WAITING)  # asyncio has one number for both
         self._loop = asyncio.get_running_loop()
         self._on_started()
 
@@ -131,7 +137,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(_WAITING)
     except OSError as exc:
         listener.close()
         raise ValueError(
@@ -157,7 +163,6 @@ def serve(
     given and has the model.
     """
     _allow_many_files()
-    listener = bind(host, port)
     is_loopback = host in ("localhost", "::1") or host.startswith("127.")
     served = ServedModels()
     application = Application(
@@ -167,6 +172,7 @@ def serve(
         fallback=fallback,
         **options,
     )
+    listener = bind(host, port)
     if not is_loopback and not options.get("keys"):
         _tell(f"anyone who reaches {host} can use this server: set --api-key or GEMMANTLE_API_KEY to ask for a key")
     failures: list[Exception] = []

@@ -65,8 +65,12 @@ class Worker {
     options.max_context = 256;
     options.max_sequences = kSequences;
     options.block_size = kBlock;
-    model_ = Model::load(path, {"cpu", 2, mode});
-    const KvLayout layout(model_->config(), kBlock);
+    BackendOptions machine;
+    machine.device = "cpu";
+    machine.threads = 2;
+    machine.mode = mode;
+    model_ = Model::load(path, machine);
+    const KvLayout layout(model_->config(), model_->backend(), options.block_size);
     limits_ = derive_limits(options, model_->config(), layout, int64_t{1} << 30);
     runner_ = std::make_unique<ModelRunner>(model_, layout, limits_.scheduler);
     scheduler_ = std::make_unique<Scheduler>(limits_.scheduler);

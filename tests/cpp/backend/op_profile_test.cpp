@@ -20,6 +20,14 @@ using test::Random;
 using test::RandomWeight;
 using test::Rows;
 
+std::unique_ptr<Backend> cpu(int threads, Mode mode) {
+  BackendOptions options;
+  options.device = "cpu";
+  options.threads = threads;
+  options.mode = mode;
+  return make_backend(options);
+}
+
 const OpProfile::Entry* find(const std::vector<OpProfile::Entry>& entries, const std::string& op) {
   const auto at = std::find_if(entries.begin(), entries.end(), [&](const auto& entry) { return entry.op == op; });
   return at == entries.end() ? nullptr : &*at;
@@ -30,8 +38,8 @@ TEST(OpProfile, counts_weights_once_and_products_for_every_row) {
   RandomWeight w(random, formats::FormatId::q8_0, 40, 64);
   Rows x(random, 3, 64), plain(3, 40), timed(3, 40);
   const auto profile = std::make_shared<OpProfile>();
-  const auto backend = make_backend({"cpu", 2, Mode::fast});
-  const auto timed_backend = profiled(make_backend({"cpu", 2, Mode::fast}), profile);
+  const auto backend = cpu(2, Mode::fast);
+  const auto timed_backend = profiled(cpu(2, Mode::fast), profile);
   for (int i = 0; i < 2; ++i) {
     backend->run([&](Ops& ops) { ops.linear(plain.tensor(), x.tensor(), w.weight); });
     timed_backend->run([&](Ops& ops) { ops.linear(timed.tensor(), x.tensor(), w.weight); });
@@ -63,7 +71,7 @@ TEST(OpProfile, counts_every_position_that_a_sequence_sees_once) {
   group.kv_begin = begin;
   group.kv_end = end;
   const auto profile = std::make_shared<OpProfile>();
-  profiled(make_backend({"cpu", 1, Mode::exact}), profile)->run([&](Ops& ops) {
+  profiled(cpu(1, Mode::exact), profile)->run([&](Ops& ops) {
     ops.attend(y.tensor(), q.tensor(), {2, 1, kDim}, {k.tensor(), v.tensor(), kBlock}, group, sequence, 1.0f);
   });
   const std::vector<OpProfile::Entry> entries = profile->take();

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <stdexcept>
 #include <thread>
@@ -97,6 +98,34 @@ TEST_P(ThreadPoolTest, callers_take_turns) {
   other.join();
   sum = runs;
   EXPECT_EQ(sum, 2 * 100 * 45);
+}
+
+// Workers take rests there, between their chunks: every chunk still runs, once.
+TEST_P(ThreadPoolTest, crowded_cores_leave_no_chunk_out) {
+  std::atomic<bool> is_over = false;
+  std::vector<std::thread> others;
+  for (int i = 0; i < usable_cores(); ++i) {
+    others.emplace_back([&] {
+      while (!is_over.load(std::memory_order_relaxed)) {
+      }
+    });
+  }
+  {
+    ThreadPool pool(GetParam());
+    std::vector<std::atomic<int>> runs(64);
+    constexpr int kLoops = 40;
+    for (int loop = 0; loop < kLoops; ++loop) {
+      pool.parallel_for(64, [&](int64_t chunk, int) {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+        while (std::chrono::steady_clock::now() < end) {
+        }
+        runs[static_cast<size_t>(chunk)].fetch_add(1);
+      });
+    }
+    for (auto& n : runs) EXPECT_EQ(n.load(), kLoops);
+  }
+  is_over = true;
+  for (std::thread& other : others) other.join();
 }
 
 TEST_P(ThreadPoolTest, goes_away_idle_busy_or_unused) {

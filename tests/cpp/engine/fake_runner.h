@@ -67,6 +67,8 @@ class FakeRunner final : public StepRunner {
     return {logits_.data(), DType::f32, wanted, model_->vocabulary, model_->vocabulary};
   }
 
+  void read(float* host, Tensor row) override { std::copy_n(row.row(0), row.cols, host); }
+
   void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override {
     scratch_.resize(reference::sample_scratch_bytes(logits.cols));
     for (size_t r = 0; r < rows.size(); ++r) {

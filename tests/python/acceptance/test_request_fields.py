@@ -32,6 +32,16 @@ def test_the_tier_that_was_applied_is_told(client, asked, applied):
     ).service_tier == applied  # fmt: skip
 
 
+def test_the_details_say_how_long_the_request_waited(client):
+    for timings in (
+        chat(client, extra_body={"return_details": True}).timings,
+        client.responses.create(model=MODEL, input="Hi", extra_body={"return_details": True}).timings,
+        list(chat(client, stream=True, extra_body={"return_details": True}))[-1].timings,
+    ):
+        assert timings["queue_ms"] >= 0
+        assert timings["prompt_ms"] >= 0
+
+
 def test_a_tier_that_is_none_is_refused(client):
     with pytest.raises(openai.BadRequestError) as caught:
         chat(client, service_tier="gold")

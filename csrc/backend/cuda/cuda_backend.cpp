@@ -1,0 +1,96 @@
+#include "backend/cuda/cuda_backend.h"
+
+#include <limits>
+
+#include "backend/cuda/cuda_ops.h"
+#include "backend/cuda/device.h"
+#include "backend/cuda/recordings.h"
+#include "backend/cuda/step_memory.h"
+#include "backend/cuda/weight_store.h"
+#include "core/error.h"
+
+namespace gemmantle::cuda {
+namespace {
+
+constexpr int kOldestCapability = 80;  // bf16 tensor cores and asynchronous copies
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const DeviceProperties& device)
+      : device_(device),
+        memory_(stream_),
+        recordings_(stream_),
+        ops_(weights_, memory_, stream_.handle(), device.multiprocessors) {}
+
+  BackendInfo info() const override { return {"cuda", str("sm_", device_.capability), 1}; }
+  DType activation_dtype() const override { return DType::f32; }
+  DType kv_dtype() const override { return DType::bf16; }
+  int64_t free_bytes() const override { return static_cast<int64_t>(device_properties().free_bytes); }
+
+  Buffer allocate(size_t bytes) override {
+    auto memory = std::make_shared<DeviceMemory>(bytes);
+    stream_.zero(memory->data(), bytes);
+    stream_.wait();
+    std::byte* data = memory->data();
+    return {std::move(memory), data, bytes};
+  }
+
+  Buffer upload(const void* host, size_t bytes) override {
+    auto memory = std::make_shared<DeviceMemory>(bytes);
+    stream_.upload(memory->data(), host, bytes);
+    stream_.wait();
+    std::byte* data = memory->data();
+    return {std::move(memory), data, bytes};
+  }
+
+  void read(void* host, const void* from, size_t bytes) override {
+    stream_.download(host, from, bytes);
+    stream_.wait();
+  }
+
+  Weight place(const Weight& mapped, std::shared_ptr<const void>) override { return weights_.place(mapped); }
+
+  int run(const std::function<void(Ops&)>& step) override {
+    constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
+    int32_t smallest_tag = kNone;
+    memory_.begin_plan();
+    walk(step, &smallest_tag);
+    if (memory_.begin_issue()) recordings_.clear();
+    recordings_.run(ops_.key(), [&] { walk(step, &smallest_tag); });
+    memory_.finish();
+    return smallest_tag == kNone ? kFinite : smallest_tag;
+  }
+
+ private:
+  void walk(const std::function<void(Ops&)>& step, int32_t* smallest_tag) {
+    const StepMemory::Slot tag = memory_.result(smallest_tag, sizeof *smallest_tag);
+    ops_.begin(memory_.address<int32_t>(tag));
+    step(ops_);
+  }
+
+  DeviceProperties device_;
+  DeviceStream stream_;
+  WeightStore weights_;
+  StepMemory memory_;
+  Recordings recordings_;
+  CudaOps ops_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
+  if (options.kv.value_or(DType::bf16) != DType::bf16) {
+    throw Error(ErrorCode::invalid_argument, "device 'cuda' keeps K and V in bf16; give kv='bf16' or leave it out",
+                "kv");
+  }
+  const DeviceProperties device = device_properties();
+  if (device.capability < kOldestCapability) {
+    throw Error(ErrorCode::unsupported,
+                str(device.name, " has compute capability ", device.capability / 10, ".", device.capability % 10,
+                    "; the CUDA backend needs 8.0 or newer: use device 'cpu'"),
+                "device");
+  }
+  return std::make_unique<CudaBackend>(device);
+}
+
+}  // namespace gemmantle::cuda

@@ -1,0 +1,60 @@
+"""A-15: prompts equal those of the released template (200 of them: test_template.py), and another template is told."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+from random_speaker import make_speaker
+
+import gemmantle
+from gemmantle.chat import revisions
+
+APRIL = "{{ '<|turn>system\\n' }}{{ '<|think|>' }}{{ '\\n\\n<|image|>\\n\\n' }}"
+JULY = "{{ '<|turn>system\\n' }}{{ '<|think|>\\n' }}{{ '<|image|>' }}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Random weights whose configuration ends replies with the turn, so that they chat."""
+    return make_speaker(tmp_path_factory)
+
+
+def warnings_of(folder, caplog, tmp_path, template, file="chat_template.jinja"):
+    copy = tmp_path / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    (copy / file).write_text(template, encoding="utf-8")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "gemmantle"), gemmantle.load(copy, device="cpu", max_context=256) as engine:
+        assert engine.profile.is_chat
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a15_c23_an_old_revision_is_told_once_with_what_differs(folder, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(revisions, "_warned", set())
+    [message] = warnings_of(folder, caplog, tmp_path, APRIL)
+    assert "no line break after <|think|>" in message
+    assert "images and videos between empty lines" in message
+    assert warnings_of(folder, caplog, tmp_path, APRIL) == []
+
+
+def test_a15_c23_the_released_revision_is_not_told(folder, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(revisions, "KNOWN", {revisions._digest(JULY): "July 2026"})
+    monkeypatch.setattr(revisions, "_warned", set())
+    assert warnings_of(folder, caplog, tmp_path, JULY) == []
+
+
+def test_a15_c23_an_unknown_and_a_foreign_template_are_told(folder, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(revisions, "_warned", set())
+    [message] = warnings_of(folder, caplog, tmp_path, JULY)
+    assert "its revision is not known" in message
+    [message] = warnings_of(folder, caplog, tmp_path, '{"chat_template": "<|im_start|>"}', file="tokenizer_config.json")
+    assert "no template of Gemma 4" in message
+
+
+def test_a15_a_checkpoint_without_a_template_says_nothing(folder, caplog):
+    with caplog.at_level(logging.WARNING, "gemmantle"), gemmantle.load(folder, device="cpu", max_context=256):
+        pass
+    assert caplog.records == []
