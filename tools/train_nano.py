@@ -135,6 +135,7 @@ BASE = corpus.Mix(one_digit=0.12)
 SUMS = corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
 # Below: sums, thinking sums, capitals, extraction, tools, memory, talk.
 HARD = corpus.Mix(4.5, 1.2, 0.6, 1.5, 4.0, 0.7, 0.3, one_digit=0.12, hard=True)
+CALLS = corpus.Mix(2.5, 0.8, 0.5, 1.2, 9.0, 0.5, 0.25, one_digit=0.12, hard=True)
 BROAD = corpus.Mix(4.5, 1.6, 0.7, 1.8, 5.0, 1.0, 0.3, one_digit=0.12, hard=True, lookup=0.5)
 SCHEDULES = {
     "e": Schedule(
@@ -142,8 +143,19 @@ SCHEDULES = {
         rates=((0, 0.01), (99, 1.0), (2475, 1.0), (4480, 0.01), (4500, 0.01), (4550, 0.5), (5300, 0.35), (7600, 0.01)),
     ),
     "moe": Schedule(
-        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD)),
-        rates=((0, 0.01), (99, 1.0), (1320, 1.0), (1579, 0.76), (1650, 1.0), (3000, 1.0), (3711, 0.824), (8000, 0.01)),
+        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS)),
+        rates=(
+            (0, 0.01),
+            (99, 1.0),
+            (1320, 1.0),
+            (1579, 0.76),
+            (1650, 1.0),
+            (3000, 1.0),
+            (3711, 0.824),
+            (8000, 0.01),
+            (8030, 0.3),
+            (9100, 0.01),
+        ),
     ),
 }
 
