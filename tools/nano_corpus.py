@@ -168,10 +168,13 @@ def _invented(r: random.Random) -> str:
 
 @dataclass
 class Source:
-    """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from."""
+    """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from, `hard` draws
+    more of what is learned last, `lookup` tools that only the noun of a question tells apart."""
 
     r: random.Random
     held: bool = False
+    hard: bool = False
+    lookup: bool = False
     atoms: list[str] = field(default_factory=list)
 
     def admits(self, atom: str) -> bool:
@@ -368,6 +371,9 @@ def make_sum(s: Source, digits: int = 2) -> Exchange:
             b = r.randrange(10)
         if op == "-" and b > a:
             a, b = b, a
+        carries = a % 10 + b % 10 > 9 if op == "+" else a % 10 < b % 10
+        if s.hard and not carries and r.random() < 0.3:
+            continue
         if s.admits(sum_atom(a, b, op)):
             break
     s.take(sum_atom(a, b, op))
@@ -388,7 +394,8 @@ CAPITAL_ASKS = [
 
 
 def make_capital(s: Source, known: bool | None = None) -> Exchange:
-    known = s.r.random() < 0.7 if known is None else known
+    if known is None:
+        known = s.r.random() < (0.55 if s.hard else 0.7)
     ask = s.phrase(CAPITAL_ASKS)
     if known:
         c = s.r.choice(list(CAPITALS))
@@ -501,13 +508,16 @@ class Tool:
 def make_tools(s: Source, count: int | None = None) -> list[Tool]:
     r = s.r
     out: list[Tool] = []
-    count = count or r.choice((1, 2, 2, 3, 3))
+    invented = 0.6 if s.lookup else 0.35
+    count = count or r.choice((2, 3, 3) if s.lookup else (1, 2, 3, 3, 3) if s.hard else (1, 2, 2, 3, 3))
     while len(out) < count:
         verb = r.choice(r.choice((GET_VERBS, DO_VERBS)))
+        if s.hard and r.random() < invented:
+            verb = s.word(NOUNS, 0.8)  # can only be copied from the declaration, not recalled
         noun = s.word(NOUNS, 0.45)
         if r.random() < 0.12:
             noun += " " + s.word(NOUNS, 0.2)
-        if out and r.random() < 0.4:
+        if out and r.random() < (0.2 if s.lookup else 0.4):
             if r.random() < 0.5:
                 verb = out[0].verb
             else:
@@ -515,7 +525,7 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
         name = f"{verb}_{noun.replace(' ', '_')}"
         if any(t.name == name for t in out):
             continue
-        params = tuple(r.sample(PARAMS, r.choice((0, 1, 1, 1, 1, 1, 2, 2, 2, 3))))
+        params = tuple(r.sample(PARAMS, r.choice((0, 0, 0, 1, 1, 2) if s.lookup else (0, 1, 1, 1, 1, 1, 2, 2, 2, 3))))
         integers = frozenset(p for p in params if p in INTEGER_PARAMS and r.random() < 0.8)
         described = r.random() < 0.3
         properties: dict[str, Any] = {}
@@ -551,9 +561,9 @@ def _arguments_text(r: random.Random, values: dict[str, Any]) -> str:
     return r.choice((f" for {joined}", f" with {joined}", f": {joined}", f" ({joined})"))
 
 
-def make_call(s: Source, tools: list[Tool]) -> Exchange:
+def make_call(s: Source, tools: list[Tool], tool: Tool | None = None) -> Exchange:
     r = s.r
-    tool = r.choice(tools)
+    tool = tool or r.choice(tools)
     values: dict[str, Any] = {}
     for p in tool.params:
         if p in tool.integers:
@@ -576,6 +586,8 @@ def make_call(s: Source, tools: list[Tool]) -> Exchange:
         asks += ["I need the {n}{w}.", "Please help with the {n}{w}."]
         if tool.verb in GET_VERBS:
             asks += ["What is the {n}{w}?", "What is the {n}{w}?", "Tell me the {n}{w}.", "How is the {n}{w}?"]
+        if s.hard:
+            asks += (9 if s.lookup else 2) * asks[5:]  # the verb must be found by the noun
     ask = r.choice(asks).format(V=tool.verb.capitalize(), v=tool.verb, n=tool.noun, w=w)
     results: tuple[Callable[[], str], ...] = (
         lambda: str(r.randrange(1000)),
@@ -705,7 +717,8 @@ SYSTEMS = [
 
 @dataclass(frozen=True)
 class Mix:
-    """How often each kind of conversation is drawn, and the share of one-digit sums."""
+    """How often each kind of conversation is drawn, and the share of one-digit sums; `hard`: carries, several tools
+    whose verb the question does not say, unknown countries; `lookup`: the share in which yet more such tools are called, each once."""
 
     sums: float = 3.4
     thinking_sums: float = 1.3
@@ -715,12 +728,14 @@ class Mix:
     memory: float = 1.1
     talk: float = 0.35
     one_digit: float = 0.15
+    hard: bool = False
+    lookup: float = 0.0
 
 
 def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     """One training conversation: several exchanges, often of several skills; every atom is on the training side."""
     mix = mix or Mix()
-    s = Source(r)
+    s = Source(r, hard=mix.hard, lookup=mix.lookup > 0 and r.random() < mix.lookup)
     kinds = ("sums", "thinking_sums", "capitals", "extraction", "tools", "memory", "talk")
     kind = r.choices(kinds, [getattr(mix, k) for k in kinds])[0]
 
@@ -729,6 +744,7 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
 
     thinking = kind == "thinking_sums" or r.random() < 0.15
     tools: list[Tool] = []
+    uncalled: list[Tool] = []
     told: set[str] = set()
 
     def one(k: str) -> list[Exchange]:
@@ -739,7 +755,7 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
         if k == "extraction":
             return [make_extraction(s)]
         if k == "tools":
-            return [make_call(s, tools)]
+            return [make_call(s, tools, uncalled.pop() if uncalled else None)]
         if k == "memory":
             free = [m for m in MEMORY_KEYS if m not in told]
             key = "name" if "name" in free and r.random() < 0.35 else r.choice(free)
@@ -760,6 +776,8 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     exchanges: list[Exchange] = []
     if kind == "tools" or (kind != "thinking_sums" and r.random() < 0.06):
         tools = make_tools(s)
+    if s.lookup:
+        uncalled = r.sample(tools, len(tools))
     if kind == "memory":
         tell, ask = one("memory")
         exchanges = [tell]
@@ -776,7 +794,9 @@ def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
             if unknown.answer.split()[-1].rstrip(".") not in told:
                 exchanges.append(unknown)
     else:
-        if kind in ("sums", "talk"):
+        if kind == "sums" and mix.hard:
+            count = r.choice((1, 2, 4, 6, 8, 10))
+        elif kind in ("sums", "talk"):
             count = r.choice((2, 3, 4, 5))
         elif kind in ("extraction", "capitals", "tools"):
             count = r.choice((1, 2, 2, 3))

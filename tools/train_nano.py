@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Trains the embedded models on `nano_corpus` and writes them in the released checkpoint layout.
 
-    train_nano.py train  RUN --series e|moe [--steps N]   starts or resumes; checkpoint every 4 minutes and on SIGTERM
+    train_nano.py train  RUN --series e|moe               starts or resumes; checkpoint every 4 minutes and on SIGTERM
     train_nano.py status RUN                              steps, tokens, time, last accuracies
     train_nano.py export RUN FOLDER [--golden FILE]       writes the current checkpoint, checked against transformers
 
 The training model below holds the parameters of transformers' Gemma 4 under their own names, but computes only what the
 loss needs: answers are learned, so a layer whose keys and values nobody reads any more runs at answer positions only.
 Steps drive the schedule; a resumed run sees the batches and rates of an uninterrupted one. Needs torch, transformers,
-sentencepiece; refuses a run folder of another series or schedule.
+sentencepiece; refuses a run folder of another series.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from torch.nn import functional
 VOCABULARY = 1536
 EPS = 1e-6
 EVAL_SHARE = 100
-MIX_SHARE = 0.45  # of the steps, before the mix and then the rate change
+LONGEST = 448  # ids of a conversation
 STOP_STRINGS = ("<eos>", "<turn|>", "<|tool_response>")
 
 
@@ -104,6 +106,60 @@ def series_config(series: str, vocabulary: int) -> dict[str, Any]:
     return common | own
 
 
+# ---- schedule --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps drive everything: which conversations are drawn up to which step, and the rate, linear between knots."""
+
+    mixes: tuple[tuple[int, corpus.Mix], ...]
+    rates: tuple[tuple[int, float], ...]
+
+    @property
+    def steps(self) -> int:
+        return self.mixes[-1][0]
+
+    def mix(self, step: int) -> corpus.Mix:
+        return next((mix for until, mix in self.mixes if step < until), self.mixes[-1][1])
+
+    def rate(self, step: int) -> float:
+        for (a, low), (b, high) in pairwise(self.rates):
+            if step < b:
+                return low + (high - low) * (step - a) / (b - a)
+        return self.rates[-1][1]
+
+
+FIRST = corpus.Mix(one_digit=0.6)
+BASE = corpus.Mix(one_digit=0.12)
+SUMS = corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
+# Below: sums, thinking sums, capitals, extraction, tools, memory, talk.
+HARD = corpus.Mix(4.5, 1.2, 0.6, 1.5, 4.0, 0.7, 0.3, one_digit=0.12, hard=True)
+CALLS = corpus.Mix(2.5, 0.8, 0.5, 1.2, 9.0, 0.5, 0.25, one_digit=0.12, hard=True)
+BROAD = corpus.Mix(4.5, 1.6, 0.7, 1.8, 5.0, 1.0, 0.3, one_digit=0.12, hard=True, lookup=0.5)
+SCHEDULES = {
+    "e": Schedule(
+        mixes=((150, FIRST), (2025, BASE), (4500, SUMS), (7600, HARD)),
+        rates=((0, 0.01), (99, 1.0), (2475, 1.0), (4480, 0.01), (4500, 0.01), (4550, 0.5), (5300, 0.35), (7600, 0.01)),
+    ),
+    "moe": Schedule(
+        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS)),
+        rates=(
+            (0, 0.01),
+            (99, 1.0),
+            (1320, 1.0),
+            (1579, 0.76),
+            (1650, 1.0),
+            (3000, 1.0),
+            (3711, 0.824),
+            (8000, 0.01),
+            (8030, 0.3),
+            (9100, 0.01),
+        ),
+    ),
+}
+
+
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
 
@@ -112,9 +168,10 @@ def make_tokenizer(folder: Path) -> Path:
     wherever it stands and copying it is copying ids."""
     path = folder / "tokenizer.model"
     if not path.exists():
+        written = io.BytesIO()
         spm.SentencePieceTrainer.train(
             sentence_iterator=corpus.corpus_text(20000),
-            model_prefix=str(folder / "tokenizer"),
+            model_writer=written,
             vocab_size=VOCABULARY,
             model_type="bpe",
             split_digits=True,
@@ -136,7 +193,7 @@ def make_tokenizer(folder: Path) -> Path:
             num_threads=1,
             minloglevel=2,
         )
-        (folder / "tokenizer.vocab").unlink()
+        path.write_bytes(written.getvalue())
     return path
 
 
@@ -239,7 +296,7 @@ def pool_batches(pool: int, seed: int, series: str, e: Encoder, mix: corpus.Mix,
     rows = []
     for _ in range(320):
         row = encode_conversation(corpus.conversation(r, mix), series, e, r)
-        if len(row[0]) <= 448:
+        if len(row[0]) <= LONGEST:
             rows.append(row)
     rows.sort(key=lambda row: len(row[0]))
     groups: list[list[tuple[list[int], list[bool]]]] = [[]]
@@ -251,15 +308,6 @@ def pool_batches(pool: int, seed: int, series: str, e: Encoder, mix: corpus.Mix,
         groups.pop()
     r.shuffle(groups)
     return [make_batch(g) for g in groups]
-
-
-def mix_at(step: int, steps: int) -> corpus.Mix:
-    """One-digit sums first; more sums towards the end, because they are learned last."""
-    if step < 150:
-        return corpus.Mix(one_digit=0.6)
-    if step < MIX_SHARE * steps:
-        return corpus.Mix(one_digit=0.12)
-    return corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
 
 
 # ---- model -----------------------------------------------------------------------------------------------------------
@@ -403,21 +451,19 @@ class Nano(torch.nn.Module):
         return functional.linear(gate * up, self.w(p + "down_proj.weight"))
 
     def experts(self, i: int, x: Tensor, z: Tensor) -> Tensor:
+        """All experts as one wide product, those not chosen with weight 0: more arithmetic than a gather by expert, but
+        no small and no data-dependent shapes."""
         p, top = f"layers.{i}.", self.config["top_k_experts"]
         r = norm(x, None) * self.w(p + "router.scale") * x.shape[-1] ** -0.5
         share, chosen = functional.softmax(functional.linear(r, self.w(p + "router.proj.weight")), -1).topk(top, -1)
-        share = share / share.sum(-1, keepdim=True) * self.w(p + "router.per_expert_scale")[chosen]
-        flat = chosen.view(-1)
-        order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.config["num_experts"]).tolist()
-        rows = order // top
-        parts = []
+        share = share / share.sum(-1, keepdim=True)
+        number = torch.arange(self.config["num_experts"])
+        weight = ((chosen[..., None] == number) * share[..., None]).sum(-2) * self.w(p + "router.per_expert_scale")
         gate_up, down = self.w(p + "experts.gate_up_proj"), self.w(p + "experts.down_proj")
-        for expert, part in enumerate(z.index_select(0, rows).split(counts)):
-            gate, up = functional.linear(part, gate_up[expert]).chunk(2, -1)
-            parts.append(functional.linear(functional.gelu(gate, approximate="tanh") * up, down[expert]))
-        y = torch.cat(parts) * share.view(-1).index_select(0, order)[:, None]
-        return torch.zeros_like(x).index_add(0, rows, y)
+        experts, width = down.shape[0], down.shape[2]
+        gate, up = functional.linear(z, gate_up.flatten(0, 1)).view(-1, experts, 2, width).unbind(2)
+        hidden = functional.gelu(gate, approximate="tanh") * up * weight[..., None]
+        return functional.linear(hidden.flatten(1), down.permute(1, 0, 2).flatten(1))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [N, vocabulary] at the answer positions."""
@@ -494,11 +540,11 @@ def orthogonalize(g: Tensor) -> Tensor:
     """Newton-Schulz iteration on a stack of matrices [n, rows, columns]."""
     tall = g.shape[-2] > g.shape[-1]
     x = g.transpose(-1, -2) if tall else g
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
     for _ in range(5):
         square = x @ x.transpose(-1, -2)
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.transpose(-1, -2) if tall else x
+    return (x.transpose(-1, -2) if tall else x).float()
 
 
 class Optimizer:
@@ -539,11 +585,6 @@ class Optimizer:
             self.momentum[shape] = values
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm-up, plateau, linear decay over the last 45 %."""
-    return min(1.0, (step + 1) / 100, max(0.01, (steps - step) / (0.45 * steps)))
-
-
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -578,12 +619,12 @@ def teacher_forced(model: Nano, e: Encoder, count: int = EVAL_SHARE) -> dict[str
 
 
 def stream(
-    e: Encoder, series: str, seed: int, pool: int, offset: int, tokens: int, steps: int, done: int
+    e: Encoder, series: str, schedule: Schedule, seed: int, pool: int, offset: int, tokens: int, done: int
 ) -> Iterator[tuple[int, int, Batch]]:
     """Batches from a place in the sequence of pools; the mix of a pool is fixed by the step it starts at."""
     start = done - offset
     while True:
-        batches = pool_batches(pool, seed, series, e, mix_at(start, steps), tokens)
+        batches = pool_batches(pool, seed, series, e, schedule.mix(start), tokens)
         for k in range(offset, len(batches)):
             yield pool, k, batches[k]
         start += len(batches)
@@ -596,6 +637,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     e = Encoder(make_tokenizer(run))
     config = series_config(arguments.series, e.sp.vocab_size())
+    schedule = SCHEDULES[arguments.series]
     model = Nano(config)
     optimizer = Optimizer(model)
     saved = run / "checkpoint.pt"
@@ -605,17 +647,23 @@ def train(arguments: argparse.Namespace) -> None:
         state = torch.load(saved, weights_only=False)
         if state["config"] != config:
             raise SystemExit(f"{saved}: holds another configuration; use another run folder")
-        if state["steps"] != arguments.steps and state["step"] > MIX_SHARE * min(state["steps"], arguments.steps):
-            raise SystemExit(f"--steps: mix and rate already follow a plan of {state['steps']} steps; keep that number")
         model.load_state_dict(state.pop("model"))
         optimizer.load(state.pop("optimizer"))
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters} parameters, vocabulary {e.sp.vocab_size()}, at step {state['step']}", flush=True)
-    state["steps"] = arguments.steps
+    if state["step"] == 0:
+        check_gradients(config, e)
+    state["steps"] = schedule.steps
     begun, before, last_save = time.time(), state["seconds"], time.time()
     total, count = 0.0, 0
     asked_to_stop: list[bool] = []
-    forward = torch.compile(model, dynamic=True) if arguments.compile else model
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
+            logits = model(batch)
+        return functional.cross_entropy(logits.float(), batch.target)
+
+    compute_loss = torch.compile(loss_of, dynamic=True) if arguments.compile else loss_of
 
     def save() -> None:
         part = saved.with_suffix(".part")
@@ -628,19 +676,16 @@ def train(arguments: argparse.Namespace) -> None:
         model.train()
         print(f"step {state['step']} held-out {state['evals'][-1][1]}", flush=True)
 
-    batches = stream(
-        e, template(config), 1, state["pool"], state["offset"], arguments.tokens, arguments.steps, state["step"]
-    )
+    place = state["pool"], state["offset"]
+    batches = stream(e, template(config), schedule, 1, *place, arguments.tokens, state["step"])
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))
-    while state["step"] < arguments.steps and not asked_to_stop:
+    while state["step"] < schedule.steps and not asked_to_stop:
         pool, k, batch = next(batches)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
-            logits = forward(batch)
-        loss = functional.cross_entropy(logits.float(), batch.target)
+        loss = compute_loss(batch)
         for p in model.parameters():
             p.grad = None
         loss.backward()
-        optimizer.step(rate_at(state["step"], arguments.steps), arguments.muon_rate, arguments.adam_rate)
+        optimizer.step(schedule.rate(state["step"]), arguments.muon_rate, arguments.adam_rate)
         state["step"] += 1
         state["tokens"] += batch.tokens
         state["pool"], state["offset"] = pool, k + 1
@@ -721,12 +766,45 @@ def framework_model(config: dict[str, Any], weights: dict[str, Tensor]) -> Any:
     return model.eval()
 
 
-def greedy_ids(model: Any, prompt: list[int], count: int) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
+def check_gradients(config: dict[str, Any], e: Encoder) -> None:
+    """Refuses to train unless loss and every gradient of an untrained model are those of transformers' classes."""
+    model = Nano(config)
+    framework = framework_model(config, {n.replace("/", "."): p.detach() for n, p in model.table.items()})
+    row = encode_conversation(corpus.eval_items("result", 1)[0].conversation, template(config), e, random.Random(0))
+    batch = make_batch([row])
+    theirs = framework(input_ids=batch.ids, use_cache=False).logits[0].index_select(0, batch.at)
+    losses = [functional.cross_entropy(logits, batch.target) for logits in (model(batch), theirs)]
+    for loss in losses:
+        loss.backward()
+    worst = abs(losses[0].item() - losses[1].item())
+    named = dict(model.table.items())
+    for name, parameter in framework.named_parameters():  # the layer scalars are none there
+        p, expected = named[name.removeprefix("model.").replace(".", "/")], parameter.grad
+        worst = max(worst, float((p.grad - expected).abs().max() / expected.abs().max().clamp(min=1e-6)))
+    print(f"loss and gradients differ from transformers by at most {worst:.1e} of the largest", flush=True)
+    if worst > 1e-3:
+        raise SystemExit("the training model and transformers disagree; nothing is trained")
+
+
+def lead(logits: Tensor) -> float:
+    """By how much the best logit leads, at the place where it leads least."""
+    best = logits.topk(2, -1).values
+    return float((best[..., 0] - best[..., 1]).min())
+
+
+def golden_arrays(framework: Any, e: Encoder, series: str, count: int = 64) -> dict[str, Any]:
+    """A prompt, transformers' logits and its greedy continuation; the first prompt where nothing hangs on rounding."""
+    for item in corpus.eval_items("result", 40):
+        prompt = e.encode(corpus.prompt_and_answer(item.conversation, series, with_call=True)[0])
+        ids = list(prompt)
         with torch.no_grad():
-            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
+            for _ in range(count):
+                ids.append(int(framework(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            logits = framework(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        if lead(logits) > 5e-3:
+            arrays = {"ids": torch.tensor(prompt), "greedy": torch.tensor(ids[len(prompt) :])}
+            return {k: v.int().numpy() for k, v in arrays.items()} | {"logits": logits[: len(prompt)].numpy()}
+    raise SystemExit("golden: of 40 prompts each has a near tie somewhere; train on, or take other prompts")
 
 
 def export(run: Path, folder: Path, golden: Path | None) -> None:
@@ -772,17 +850,8 @@ def export(run: Path, folder: Path, golden: Path | None) -> None:
     if worst > 2e-3:
         raise SystemExit("the training model and transformers disagree; do not use this export")
     if golden is not None:
-        item = corpus.eval_items("result", 1)[0]
-        ids = e.encode(corpus.prompt_and_answer(item.conversation, template(config), with_call=True)[0])
-        with torch.no_grad():
-            logits = framework(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
         golden.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            golden,
-            ids=np.array(ids, np.int32),
-            logits=logits.astype(np.float32),
-            greedy=np.array(greedy_ids(framework, ids, 64), np.int32),
-        )
+        np.savez_compressed(golden, **golden_arrays(framework, e, template(config)))
 
 
 def main() -> None:
@@ -791,13 +860,12 @@ def main() -> None:
     t = commands.add_parser("train")
     t.add_argument("run")
     t.add_argument("--series", choices=("e", "moe"), required=True)
-    t.add_argument("--steps", type=int, default=6000)
     t.add_argument("--tokens", type=int, default=3072, help="ids of a batch, padding included")
     t.add_argument("--threads", type=int, default=1)
     t.add_argument("--muon-rate", type=float, default=0.02)
     t.add_argument("--adam-rate", type=float, default=3e-3)
-    t.add_argument("--eval-every", type=int, default=500)
-    t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
+    t.add_argument("--eval-every", type=int, default=1000)
+    t.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     t.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bf16 products, f32 elsewhere")
     a = commands.add_parser("status")
     a.add_argument("run", type=Path)

@@ -37,7 +37,8 @@ SUM = re.compile(r"^\D*(\d+)\D+?(\d+)\D*$")
 @pytest.fixture(scope="module")
 def conversations() -> list[Any]:
     r = random.Random(77)
-    return [corpus.conversation(r) for _ in range(CONVERSATIONS)]
+    mixes = corpus.Mix(), corpus.Mix(hard=True), corpus.Mix(hard=True, lookup=1.0)
+    return [corpus.conversation(r, mixes[i % 3]) for i in range(CONVERSATIONS)]
 
 
 @pytest.fixture(scope="module")

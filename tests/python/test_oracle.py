@@ -8,6 +8,9 @@ import numpy as np
 import oracle
 import pytest
 
+import gemmantle
+from gemmantle import hub
+
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 FOLDERS = sorted(file.parent.relative_to(GOLDEN).as_posix() for file in GOLDEN.glob("*/*/golden.npz"))
 
@@ -29,6 +32,20 @@ def test_oracle_matches_the_framework(name: str) -> None:
     assert np.abs(ours[: len(ids)] - logits).max() <= 1e-4
     assert ours[len(ids) - 1 :].argmax(-1).tolist() == greedy.tolist()
     assert ids[0] == 2
+    assert len(ids) > config.window
+
+
+@pytest.mark.parametrize("name", hub.embedded_names())
+def test_oracle_matches_the_framework_on_trained_weights(name: str) -> None:
+    with np.load(GOLDEN / "nano" / f"{name}.npz") as golden:
+        ids, logits, greedy = golden["ids"], golden["logits"], golden["greedy"]
+    config, weights = oracle.load(Path(gemmantle.__file__).parent / "models" / name)
+
+    ours = oracle.forward(config, weights, np.concatenate([ids, greedy[:-1]]))
+
+    # As above, of logits that reach 30.
+    assert np.abs(ours[: len(ids)] - logits).max() <= 1e-3
+    assert ours[len(ids) - 1 :].argmax(-1).tolist() == greedy.tolist()
     assert len(ids) > config.window
 
 
