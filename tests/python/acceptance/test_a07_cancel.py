@@ -65,7 +65,7 @@ def test_a07_dropping_a_stream_frees_its_blocks(client, engine):
     next(stream)
     del stream
     gc.collect()
-    if not is_free(engine, 1.0):  # an asynchronous stream is closed by its loop, when that runs
+    if not is_free(engine, 0.1):  # an asynchronous stream is closed by its loop, when that runs
         client.models.list()
         gc.collect()
     assert is_free(engine)
