@@ -6,7 +6,6 @@ import ast
 import gc
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -364,8 +363,13 @@ def test_dropping_a_generation_cancels_it(engine: _core.Engine, golden: dict[str
 
 
 def run_script(body: str) -> subprocess.CompletedProcess[str]:
-    imports = "import numpy as np, os, signal, sys, threading\nfrom gemmantle import _core, errors\n"
-    head = f"{imports}FOLDER = {str(FOLDER)!r}\n"
+    # Whoever runs the tests in the background may have had SIGINT ignored, which children inherit.
+    head = (
+        "import numpy as np, os, signal, sys, threading\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from gemmantle import _core, errors\n"
+        f"FOLDER = {str(FOLDER)!r}\n"
+    )
     path = os.pathsep.join(filter(None, [str(Path(_core.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-c", head + body],
@@ -466,5 +470,10 @@ def test_a_vocabulary_checks_its_ids():
 
 
 def test_signals_module_is_left_alone():
-    """Loading the core installs no handlers of its own."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    """Neither the core nor an engine installs handlers of its own."""
+    done = run_script(
+        "engine = _core.Engine(_core.Model.load(FOLDER))\n"
+        "engine.logits(np.ones(4, dtype=np.int32))\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    )
+    assert done.stdout.split() == ["True"], done.stderr

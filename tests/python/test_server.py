@@ -419,6 +419,15 @@ def test_connections_beyond_the_limit_are_closed_and_the_others_served(monkeypat
         assert post(door)[0] == 200
 
 
+def test_small_parts_of_an_answer_do_not_wait_for_each_other():
+    """Nagle's algorithm would hold the body back until the head is acknowledged: 40 ms an answer or a chunk."""
+    with serving(FakeEngine(HELLO)) as door, door.client() as client:
+        client.models.list()
+        [connection] = door.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_two_thousand_connections_opened_and_dropped_leave_nothing():
     with serving(FakeEngine(HELLO)) as door:
         for number in range(2000):

@@ -128,10 +128,10 @@ class Connection(H11Protocol):
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket; ValueError, in words, where the address is taken or is not this machine's."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        listener = socket.socket(family, kind)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol named, asyncio sends small parts of answers at once; else each waits for the one before.
+        listener = socket.socket(family, kind, protocol)
     except OSError as exc:
         raise ValueError(f"cannot listen on {host!r}: {exc.strerror or exc}") from exc
     try:

@@ -32,6 +32,12 @@ def served(engine):
         yield door
 
 
+@pytest.fixture(params=["in_process", "server"])
+def door(request, engine):
+    """What makes SDK clients of the embedded model by `client()` and `async_client()`, for tests with own loops."""
+    return engine if request.param == "in_process" else request.getfixturevalue("served")
+
+
 class Ways:
     """Makes clients that take one of the four ways, to any engine or handler."""
 

@@ -19,21 +19,32 @@ async def plain_and_streamed(client):
     return plain.choices[0].message.content, "".join(pieces)
 
 
-def test_a09_a_synchronous_call_inside_a_running_loop(engine):
+def test_a09_a_synchronous_call_inside_a_running_loop(door):
     async def main():
-        return engine.client().chat.completions.create(**FRANCE).choices[0].message.content
+        with door.client() as client:
+            return client.chat.completions.create(**FRANCE).choices[0].message.content
 
     assert asyncio.run(main()) == THERE
 
 
 def test_a09_one_asynchronous_client_over_three_loops(engine):
+    """In process only: a client of the server has connections, which belong to the loop that opened them."""
     client = engine.async_client()
     for _ in range(3):
         assert asyncio.run(plain_and_streamed(client)) == (THERE, THERE)
 
 
-def test_a09_the_loop_runs_on_while_an_answer_is_made(engine):
-    client = engine.async_client()
+async def by_a_client_of_this_loop(door):
+    async with door.async_client() as client:
+        return await plain_and_streamed(client)
+
+
+def test_a09_three_loops_with_a_client_each(door):
+    for _ in range(3):
+        assert asyncio.run(by_a_client_of_this_loop(door)) == (THERE, THERE)
+
+
+def test_a09_the_loop_runs_on_while_an_answer_is_made(door):
     ticks = 0
 
     async def main():
@@ -46,9 +57,10 @@ def test_a09_the_loop_runs_on_while_an_answer_is_made(engine):
                 await asyncio.sleep(0.001)
 
         ticking = asyncio.create_task(tick())
-        await client.completions.create(
-            model=MODEL, prompt="The", max_tokens=500, extra_body={"ignore_eos": True}, temperature=0
-        )
+        async with door.async_client() as client:
+            await client.completions.create(
+                model=MODEL, prompt="The", max_tokens=500, extra_body={"ignore_eos": True}, temperature=0
+            )
         ticking.cancel()
 
     asyncio.run(main())
@@ -57,9 +69,8 @@ def test_a09_the_loop_runs_on_while_an_answer_is_made(engine):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a09_trio(engine):
+def test_a09_trio(door):
     """The SDK leaves its own generators unfinished, which trio remarks on."""
     trio = pytest.importorskip("trio")
-    client = engine.async_client()
-    assert trio.run(plain_and_streamed, client) == (THERE, THERE)
+    assert trio.run(by_a_client_of_this_loop, door) == (THERE, THERE)
     gc.collect()

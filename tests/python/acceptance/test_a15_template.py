@@ -1,4 +1,8 @@
-"""A-15: prompts equal those of the released template (200 of them: test_template.py), and another template is told."""
+"""A-15: prompts equal those of the released template on every way in, and another template is told.
+
+All 200 renderings, with their ids: test_template.py. What a template file holds is told when a model is loaded, before
+there is a way in.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,19 @@ from random_speaker import make_speaker
 import gemmantle
 from gemmantle.chat import revisions
 
+MODEL = "gemma-4-nano-e"
 APRIL = "{{ '<|turn>system\\n' }}{{ '<|think|>' }}{{ '\\n\\n<|image|>\\n\\n' }}"
 JULY = "{{ '<|turn>system\\n' }}{{ '<|think|>\\n' }}{{ '<|image|>' }}"
+
+
+def test_a15_c24_prompts_are_those_of_the_released_template(client, renderings):
+    rows = [row for row in renderings if row["series"] == "e"]
+    assert len(rows) == 100
+    for number, row in enumerate(rows):
+        body = {"model": MODEL, "messages": row["messages"], "reasoning_effort": "high" if row["thinking"] else "none"}
+        if row["tools"]:
+            body["tools"] = row["tools"]
+        assert client.post("/apply-template", cast_to=object, body=body)["prompt"] == row["text"], f"row {number}"
 
 
 @pytest.fixture(scope="module")
