@@ -90,6 +90,10 @@ void fiber_main() {
 
 // The stack as simt_switch leaves it, returning into fiber_main.
 void* first_stack(const Fiber& f) {
+#if defined(SIMT_ADDRESS_SANITIZER)
+  // The fiber that had this stack before left it in the middle of a call, whose red zones are still there.
+  __asan_unpoison_memory_region(f.stack, f.size);
+#endif
   void** top = reinterpret_cast<void**>(static_cast<char*>(const_cast<void*>(f.stack)) + f.size);
 #if defined(__x86_64__)
   *--top = nullptr;  // where fiber_main would return to; keeps the stack aligned as after a call

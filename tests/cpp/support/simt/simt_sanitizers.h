@@ -24,6 +24,7 @@
 #if defined(SIMT_ADDRESS_SANITIZER)
 extern "C" {
 void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t size);
+void __asan_unpoison_memory_region(void const volatile* start, size_t size);
 void __sanitizer_finish_switch_fiber(void* fake_stack, const void** old_bottom, size_t* old_size);
 }
 #endif
