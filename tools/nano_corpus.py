@@ -169,14 +169,14 @@ def _invented(r: random.Random) -> str:
 @dataclass
 class Source:
     """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from, `hard` draws
-    more of what is learned last, `lookup` tools that only the noun of a question tells apart. `object_first`: half of
-    the tools are named like `lamp_read`, and only these are asked for without their verb."""
+    more of what is learned last, `lookup` tools that only the noun of a question tells apart. `by_get`: only a tool whose
+    verb is "get" is asked for without it, and there are more of these."""
 
     r: random.Random
     held: bool = False
     hard: bool = False
     lookup: bool = False
-    object_first: bool = False
+    by_get: bool = False
     atoms: list[str] = field(default_factory=list)
 
     def admits(self, atom: str) -> bool:
@@ -501,7 +501,6 @@ class Tool:
     params: tuple[str, ...]
     integers: frozenset[str]
     schema: dict[str, Any]
-    object_first: bool = False
 
     @property
     def name(self) -> str:
@@ -515,7 +514,9 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
     count = count or r.choice((2, 3, 3) if s.lookup else (1, 2, 3, 3, 3) if s.hard else (1, 2, 2, 3, 3))
     while len(out) < count:
         verb = r.choice(r.choice((GET_VERBS, DO_VERBS)))
-        if s.hard and r.random() < invented:
+        if s.by_get and r.random() < 0.25:
+            verb = "get"
+        elif s.hard and r.random() < invented:
             verb = s.word(NOUNS, 0.8)  # can only be copied from the declaration, not recalled
         noun = s.word(NOUNS, 0.45)
         if r.random() < 0.12:
@@ -525,8 +526,7 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
                 verb = out[0].verb
             else:
                 noun = out[0].noun
-        object_first = s.object_first and r.random() < 0.5
-        name = (f"{noun} {verb}" if object_first else f"{verb} {noun}").replace(" ", "_")
+        name = f"{verb}_{noun.replace(' ', '_')}"
         if any(t.name == name for t in out):
             continue
         params = tuple(r.sample(PARAMS, r.choice((0, 0, 0, 1, 1, 2) if s.lookup else (0, 1, 1, 1, 1, 1, 2, 2, 2, 3))))
@@ -548,8 +548,7 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
         verb_text = verb.capitalize()
         description = r.choice(("{v} the {n}", "{v} the {n}", "{v} the {n}.", "{v} a {n}", "{v} the current {n}", ""))
         function = {"name": name, "description": description.format(v=verb_text, n=noun), "parameters": parameters}
-        schema = {"type": "function", "function": function}
-        out.append(Tool(verb, noun, params, integers, schema, object_first))
+        out.append(Tool(verb, noun, params, integers, {"type": "function", "function": function}))
     return out
 
 
@@ -588,7 +587,7 @@ def make_call(s: Source, tools: list[Tool], tool: Tool | None = None) -> Exchang
         "{v} the {n}{w}",
     ]
     is_known_by_noun = not any(t.noun == tool.noun and t is not tool for t in tools)
-    if is_known_by_noun and (tool.object_first or not s.object_first):
+    if is_known_by_noun and (tool.verb == "get" or not s.by_get):
         asks += ["I need the {n}{w}.", "Please help with the {n}{w}."]
         if tool.verb in GET_VERBS:
             asks += ["What is the {n}{w}?", "What is the {n}{w}?", "Tell me the {n}{w}.", "How is the {n}{w}?"]
@@ -725,7 +724,7 @@ SYSTEMS = [
 class Mix:
     """How often each kind of conversation is drawn, and the share of one-digit sums; `hard`: carries, several tools
     whose verb the question does not say, unknown countries; `lookup`: the share in which yet more such tools are called,
-    each once; `object_first`: as in Source."""
+    each once; `by_get`: as in Source."""
 
     sums: float = 3.4
     thinking_sums: float = 1.3
@@ -737,14 +736,14 @@ class Mix:
     one_digit: float = 0.15
     hard: bool = False
     lookup: float = 0.0
-    object_first: bool = False
+    by_get: bool = False
 
 
 def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     """One training conversation: several exchanges, often of several skills; every atom is on the training side."""
     mix = mix or Mix()
     lookup = mix.lookup > 0 and r.random() < mix.lookup
-    s = Source(r, hard=mix.hard, lookup=lookup, object_first=mix.object_first)
+    s = Source(r, hard=mix.hard, lookup=lookup, by_get=mix.by_get)
     kinds = ("sums", "thinking_sums", "capitals", "extraction", "tools", "memory", "talk")
     kind = r.choices(kinds, [getattr(mix, k) for k in kinds])[0]
 
@@ -855,7 +854,7 @@ class Item:
 
 def eval_item(task: str, r: random.Random) -> Item:
     """One item whose every atom is held out."""
-    s = Source(r, held=True, object_first=True)
+    s = Source(r, held=True, by_get=True)
     tools: list[Tool] = []
     before: list[Exchange] = []
     if task in ("sum", "sum_thinking"):

@@ -137,10 +137,10 @@ SUMS = corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
 HARD = corpus.Mix(4.5, 1.2, 0.6, 1.5, 4.0, 0.7, 0.3, one_digit=0.12, hard=True)
 CALLS = corpus.Mix(2.5, 0.8, 0.5, 1.2, 9.0, 0.5, 0.25, one_digit=0.12, hard=True)
 BROAD = corpus.Mix(4.5, 1.6, 0.7, 1.8, 5.0, 1.0, 0.3, one_digit=0.12, hard=True, lookup=0.5)
-NAMED = corpus.Mix(3.5, 1.0, 0.6, 1.3, 7.0, 0.6, 0.3, one_digit=0.12, hard=True, object_first=True)
+GETS = corpus.Mix(3.5, 1.0, 0.6, 1.3, 7.0, 0.6, 0.3, one_digit=0.12, hard=True, by_get=True)
 SCHEDULES = {
     "e": Schedule(
-        mixes=((150, FIRST), (2025, BASE), (4500, SUMS), (7600, HARD), (9400, NAMED)),
+        mixes=((150, FIRST), (2025, BASE), (4500, SUMS), (7600, HARD), (11000, GETS)),
         rates=(
             (0, 0.01),
             (99, 1.0),
@@ -151,11 +151,11 @@ SCHEDULES = {
             (5300, 0.35),
             (7600, 0.01),
             (7650, 0.5),
-            (9400, 0.01),
+            (11000, 0.01),
         ),
     ),
     "moe": Schedule(
-        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS), (10600, NAMED)),
+        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS), (11500, GETS)),
         rates=(
             (0, 0.01),
             (99, 1.0),
@@ -168,7 +168,7 @@ SCHEDULES = {
             (8030, 0.3),
             (9100, 0.01),
             (9150, 0.5),
-            (10600, 0.01),
+            (11500, 0.01),
         ),
     ),
 }

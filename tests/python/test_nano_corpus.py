@@ -39,7 +39,7 @@ SUM = re.compile(r"^\D*(\d+)\D+?(\d+)\D*$")
 def conversations() -> list[Any]:
     r = random.Random(77)
     hard = corpus.Mix(hard=True)
-    mixes = corpus.Mix(), hard, replace(hard, lookup=1.0), replace(hard, object_first=True)
+    mixes = corpus.Mix(), hard, replace(hard, lookup=1.0), replace(hard, by_get=True)
     return [corpus.conversation(r, mixes[i % len(mixes)]) for i in range(CONVERSATIONS)]
 
 
