@@ -842,7 +842,7 @@ def export(run: Path, folder: Path, golden: Path | None) -> None:
         "pad_token_id": whole["pad_token_id"],
         "eos_token_id": [*whole["eos_token_id"], e.sp.piece_to_id("<|tool_response>")],
         "do_sample": True,
-        "temperature": 1.0,
+        "temperature": 0.3,
         "top_k": 64,
         "top_p": 0.95,
     }
