@@ -16,16 +16,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
-from gemmantle import bulk, evaluate, hub
+from gemmantle import hub
 from gemmantle.api.protocol import Generation, Profile, RequestHandler, Sampling
-from gemmantle.bulk import Result, TokenLogprob, Usage
 from gemmantle.cells import loaded_here
 from gemmantle.doors import HasDoors
 from gemmantle.errors import EngineClosed, ForkedEngineError
-from gemmantle.evaluate import Score
 from gemmantle.opened import OpenModel, id_array
 from gemmantle.options import NAMES, Options, Settings
-from gemmantle.progress import Progress, Show
 from gemmantle.words import HasWords, Words
 
 if TYPE_CHECKING:
@@ -33,8 +30,10 @@ if TYPE_CHECKING:
 
     from gemmantle.arms.remote import Remote
     from gemmantle.batch import BatchSummary
+    from gemmantle.bulk import Result
+    from gemmantle.progress import Show
 
-__all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "load"]
+__all__ = ["Engine", "load"]
 
 
 def load(
@@ -129,9 +128,10 @@ class Engine(HasDoors, HasWords):
         progress: "auto" shows a bar after two seconds (terminal, notebook) or writes to the log "gemmantle"; False
         shows nothing; a function gets a `gemmantle.progress.Standing`.
         """
+        bulk, shows = importlib.import_module("gemmantle.bulk"), importlib.import_module("gemmantle.progress")
         total = len(requests) if isinstance(requests, Sized) else None
-        shown = Progress("generate", total, progress)
-        results = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
+        shown = shows.Progress("generate", total, progress)
+        results: Iterator[Result] = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
         if on_result is None:
             return results
         for result in results:
@@ -146,8 +146,10 @@ class Engine(HasDoors, HasWords):
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         progress: as in `generate`.
         """
-        with contextlib.closing(Progress("score", None, progress)) as shown:
-            return evaluate.score(self, items, mode, self._ahead, shown)
+        evaluate, shows = importlib.import_module("gemmantle.evaluate"), importlib.import_module("gemmantle.progress")
+        with contextlib.closing(shows.Progress("score", None, progress)) as shown:
+            scores: list[Any] = evaluate.score(self, items, mode, self._ahead, shown)
+            return scores
 
     def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
         """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.

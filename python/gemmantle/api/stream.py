@@ -271,7 +271,7 @@ class Pace:
 
     def gap_s(self) -> float:
         """0 for a handful of streams, where the sleep would cost more than the chunk it saves."""
-        return min(self._streams * 0.0003, 0.1) if self._streams > 3 else 0.0
+        return min(self._streams * 0.0004, 0.1) if self._streams > 3 else 0.0
 
 
 class EventStream:
