@@ -50,6 +50,7 @@ def load(
     max_queue: int = 1024,
     max_queue_ms: int | None = None,
     idle_stream_timeout: float = 120.0,
+    stream_interval_ms: int | None = None,
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
@@ -70,6 +71,8 @@ def load(
     max_concurrency: sequences that run at once, 16 where it is left out.
     max_queue, max_queue_ms: how many requests wait, and how long; others are refused with engine_busy (429).
     idle_stream_timeout: seconds. A stream with 4,096 tokens unread stands still, and is cancelled after this time.
+    stream_interval_ms: the least time between two chunks of a stream, its text merged meanwhile; None grows with the
+    number of streams, 0 merges nothing but what is there already.
     default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai" samples plainly.
     default_reasoning: none or high. unknown_fields: error or report.
     fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.

@@ -20,7 +20,7 @@ from gemmantle.api.chat_store import StoredChat
 from gemmantle.api.common import new_id
 from gemmantle.api.helpers import HELPERS, tokenizer_info
 from gemmantle.api.problems import Expired, Problem, problem_of
-from gemmantle.api.protocol import ByteStream, ModelSource, Reply, Request, ServingEngine
+from gemmantle.api.protocol import ByteStream, ModelSource, Profile, Reply, Request, ServingEngine
 from gemmantle.api.repeats import Repeats
 from gemmantle.api.schemas import parse_body
 from gemmantle.api.stream import Answer, EventStream, Pace, Work, encode_json
@@ -103,17 +103,17 @@ class Handler:
         try:
             deadline = _deadline(request)
             body = parse_body(request.body)
-            work, answer, name = self._begin(body, _model_name(body), start)
+            work, answer, profile = self._begin(body, _model_name(body), start)
             while answer.stream and work.queued:  # a refusal belongs before the head (spec api T-21)
                 for choice, delta in work.collect(deadline):
                     answer.feed(choice, delta)
-            reply = self._at_once(request, work, answer, name, started)
+            reply = self._at_once(request, work, answer, profile, started)
             if reply is not None:
                 return reply
             while work.running:
                 for choice, delta in work.collect(deadline):
                     answer.feed(choice, delta)
-            return _done(started, answer.body(), name)
+            return _done(started, answer.body(), profile.name)
         except Expired:
             raise
         except Exception as exc:
@@ -127,36 +127,37 @@ class Handler:
             if len(request.body) > _LARGE_BODY or body.keys() & _HEAVY or self._source.find(model) is None:
                 from anyio import to_thread
 
-                work, answer, name = await to_thread.run_sync(self._begin, body, model, start)
+                work, answer, profile = await to_thread.run_sync(self._begin, body, model, start)
             else:
-                work, answer, name = self._begin(body, model, start)
+                work, answer, profile = self._begin(body, model, start)
             while answer.stream and work.queued:
                 for choice, delta in await work.acollect(deadline):
                     answer.feed(choice, delta)
-            reply = self._at_once(request, work, answer, name, started)
+            reply = self._at_once(request, work, answer, profile, started)
             if reply is not None:
                 return reply
             while work.running:
                 for choice, delta in await work.acollect(deadline):
                     answer.feed(choice, delta)
-            return _done(started, answer.body(), name)
+            return _done(started, answer.body(), profile.name)
         except Expired:
             raise
         except Exception as exc:
             return _failed(started, problem_of(exc))
 
-    def _begin(self, body: dict[str, Any], model: str, start: _Start) -> tuple[Work, Answer, str]:
+    def _begin(self, body: dict[str, Any], model: str, start: _Start) -> tuple[Work, Answer, Profile]:
         engine = self._source.find(model) or self._source.load(model)
         work, answer = start(body, engine, self._state)
-        return work, answer, engine.profile.name
+        return work, answer, engine.profile
 
-    def _at_once(self, request: Request, work: Work, answer: Answer, name: str, started: float) -> Reply | None:
+    def _at_once(self, request: Request, work: Work, answer: Answer, profile: Profile, started: float) -> Reply | None:
         """The reply that need not wait for the end: of an answer that goes on by itself, or of a stream."""
         detached = answer.detached(work, request.timeout)
         if detached is not None:
-            return _found(started, detached, name)
+            return _found(started, detached, profile.name)
         if answer.stream:
-            return _found(started, EventStream(work, answer, self._pace, request.timeout), name)
+            stream = EventStream(work, answer, self._pace, request.timeout, profile.stream_interval_ms)
+            return _found(started, stream, profile.name)
         return None
 
     def _look_up(self, request: Request) -> dict[str, Any] | bytes | ByteStream:
