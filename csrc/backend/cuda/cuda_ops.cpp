@@ -66,6 +66,13 @@ void bring(StepMemory& memory, StepMemory::Slot holder, size_t at, const T* list
   memory.point(holder, at, memory.put(std::span(list, static_cast<size_t>(n))));
 }
 
+// K and V of `k`'s shape may go to these slots.
+void check_slots(const KvView& kv, Tensor k, std::span<const int32_t> slots) {
+  GEMMANTLE_CHECK(kv.k.dtype == DType::bf16 && kv.k.cols == k.cols && kv.k.stride == k.cols);
+  GEMMANTLE_CHECK(k.rows == static_cast<int64_t>(slots.size()));
+  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= 0 && slot < kv.k.rows, "slot ", slot);
+}
+
 }  // namespace
 
 template <class... Given>
@@ -156,8 +163,8 @@ void CudaOps::rope(Tensor x, int64_t head_dim, Rope rope, std::span<const int32_
 }
 
 void CudaOps::store_kv(KvView kv, Tensor k, Tensor v, std::span<const int32_t> slots) {
-  GEMMANTLE_CHECK(kv.k.dtype == DType::bf16 && kv.k.cols == k.cols && kv.k.stride == k.cols && v.cols == k.cols);
-  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= 0 && slot < kv.k.rows, "slot ", slot);
+  GEMMANTLE_CHECK(v.cols == k.cols);
+  check_slots(kv, k, slots);
   const StepMemory::Slot brought = memory_.share(slots);
   if (!launches("store_kv", kv.k, kv.v, k, v, brought)) return;
   cuda::store_kv(stream_, static_cast<Bf16*>(kv.k.data), static_cast<Bf16*>(kv.v.data), input_of(k), input_of(v),
@@ -271,6 +278,41 @@ void CudaOps::check_finite(Tensor x, int tag) {
 void CudaOps::add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) {
   if (!launches("add_norm", h, y, post, scale, next, x, eps)) return;
   cuda::add_norm(stream_, rows_of(h), input_of(y), post, scale, next, rows_of(x), eps);
+}
+
+void CudaOps::prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
+                          std::span<const int32_t> slots) {
+  if (!attend_takes(static_cast<int>(heads.dim))) return Ops::prepare_qkv(heads, kv, positions, slots);
+  const bool has_kv = heads.k.cols > 0, has_values = heads.values != QkvHeads::Values::normed_keys;
+  const StepMemory::Slot at = memory_.share(positions);
+  StepMemory::Slot to;
+  if (has_kv) {
+    check_slots(kv, heads.k, slots);
+    to = memory_.share(slots);
+  }
+  if (!launches("prepare_qkv", heads.q, heads.k, has_values ? heads.v : Tensor{}, heads.q_norm, heads.k_norm,
+                static_cast<int>(heads.values), heads.eps, heads.rope.freq, static_cast<int>(heads.dim), kv.k, kv.v, at,
+                to)) {
+    return;
+  }
+  QkvArgs args;
+  if (heads.q.cols > 0) args.q = rows_of(heads.q);
+  if (has_kv) {
+    args.k = input_of(heads.k);
+    if (has_values) args.v = input_of(heads.v);
+    args.norms_v = heads.values == QkvHeads::Values::normed;
+    args.k_cache = static_cast<Bf16*>(kv.k.data);
+    args.v_cache = static_cast<Bf16*>(kv.v.data);
+    args.slots = memory_.address<int32_t>(to);
+  }
+  args.rows = static_cast<int>(positions.size());
+  args.dim = static_cast<int>(heads.dim);
+  args.q_norm = heads.q_norm;
+  args.k_norm = heads.k_norm;
+  args.eps = heads.eps;
+  args.freq = heads.rope.freq;
+  args.positions = memory_.address<int32_t>(at);
+  cuda::prepare_qkv(stream_, args);
 }
 
 void CudaOps::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) {

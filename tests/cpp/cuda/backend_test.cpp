@@ -138,6 +138,45 @@ TEST_F(CudaBackendTest, rows_by_number) {
           [&](Ops& ops, Tensor y, bool) { ops.rope(y, 64, {freq.data()}, positions); });
 }
 
+TEST_F(CudaBackendTest, prepare_qkv_is_its_parts) {
+  using Values = QkvHeads::Values;
+  Random random(10);
+  constexpr int64_t kSlots = 5;
+  const std::vector<int32_t> positions = {5, 0, 70000}, slots = {4, 0, 2};
+  for (const int64_t dim : {64, 256, 512}) {  // 64: the parts themselves
+    const std::vector<float> q_norm = random.normals(dim), k_norm = random.normals(dim);
+    std::vector<float> freq(static_cast<size_t>(dim / 2));
+    for (size_t i = 0; i < 20; ++i) freq[i] = std::pow(1e4f, -static_cast<float>(i) / 32);
+    for (const Values values : {Values::given, Values::normed, Values::normed_keys}) {
+      const Rows k(random, 3, 2 * dim), v(random, 3, 2 * dim);
+      const Buffer found_k = cuda_->allocate(kSlots * 2 * dim * 2), found_v = cuda_->allocate(kSlots * 2 * dim * 2);
+      Rows wanted_k(kSlots, 2 * dim, 0), wanted_v = wanted_k;
+      compare(Rows(random, 3, 3 * dim), kF32, str("q, dim ", dim), [&](Ops& ops, Tensor q, bool on_cuda) {
+        const auto pool = [&](const Buffer& found, Rows& wanted) -> Tensor {
+          return on_cuda ? Tensor{found.data, DType::bf16, kSlots, 2 * dim, 2 * dim} : wanted.tensor();
+        };
+        Rows keys = k, given = v;  // they are overwritten
+        const QkvHeads heads{q,      keys.tensor(), given.tensor(), dim, q_norm.data(), k_norm.data(),
+                             values, kEps,          {freq.data()}};
+        ops.prepare_qkv(heads, {pool(found_k, wanted_k), pool(found_v, wanted_v), 1, 2}, positions, slots);
+      });
+      for (const auto& [found, wanted] : {std::pair{&found_k, &wanted_k}, {&found_v, &wanted_v}}) {
+        std::vector<uint16_t> bits(static_cast<size_t>(kSlots * 2 * dim));
+        cuda_->read(bits.data(), found->data, found->bytes);
+        Rows stored(3, 2 * dim), of_reference(3, 2 * dim);
+        for (int64_t r = 0; r < 3; ++r) {
+          for (int64_t c = 0; c < 2 * dim; ++c) {
+            const int64_t slot = slots[static_cast<size_t>(r)];
+            stored.at(r, c) = bf16_to_f32(bits[static_cast<size_t>(slot * 2 * dim + c)]);
+            of_reference.at(r, c) = wanted->at(slot, c);
+          }
+        }
+        expect_close(stored, of_reference, kBf16, str("K or V, dim ", dim));
+      }
+    }
+  }
+}
+
 // Two sequences whose blocks lie scattered: one a prompt of several tiles, one a single late row.
 class CudaAttendTest : public CudaBackendTest {
  protected:
