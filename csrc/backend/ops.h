@@ -85,7 +85,7 @@ class Ops {
   // y[r] = x[rows[r]].
   virtual void copy_rows(Tensor y, Tensor x, std::span<const int32_t> rows) = 0;
 
-  // tokens[r] from row r of logits [rows, vocabulary], f32: the rules of kernels/common/sampling.h.
+  // tokens[r] from row r of logits [rows, vocabulary], f32, which stay: the rules of kernels/common/sampling.h.
   virtual void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) = 0;
 
   // Remembers the smallest `tag` for which x held a value that is not finite; first_not_finite() tells after the step.

@@ -186,7 +186,7 @@ void experts(Stream stream, const ExpertArgs& args);
 
 // SampleRow as the host fills it, with every pointer in device memory.
 size_t sample_scratch_bytes(int rows, int vocabulary);
-// tokens[r] from row r of logits, by the rules of kernels/common/sampling.h; logits may be changed.
-void sample(Stream stream, SampledToken* tokens, Rows logits, const SampleRow* rows, void* scratch);
+// tokens[r] from row r of logits, by the rules of kernels/common/sampling.h.
+void sample(Stream stream, SampledToken* tokens, ConstRows logits, const SampleRow* rows, void* scratch);
 
 }  // namespace gemmantle::cuda

@@ -520,9 +520,8 @@ static_assert(sizeof(WeighShared) <= 48 * 1024 && sizeof(ChooseShared) <= 48 * 1
 
 size_t sample_scratch_bytes(int rows, int vocabulary) { return layout(nullptr, rows, vocabulary).bytes; }
 
-void sample(Stream stream, SampledToken* tokens, Rows logits, const SampleRow* rows, void* scratch) {
-  if (logits.rows == 0) return;
-  const ConstRows in{logits.data, logits.rows, logits.cols, logits.stride};
+void sample(Stream stream, SampledToken* tokens, ConstRows in, const SampleRow* rows, void* scratch) {
+  if (in.rows == 0) return;
   const Scratch s = layout(scratch, in.rows, in.cols);
   const dim3 slices(kSlices, static_cast<unsigned>(in.rows));
   simt::launch(scan_kernel, slices, kThreads, sizeof(ScanShared), as_stream(stream), in, rows, s);

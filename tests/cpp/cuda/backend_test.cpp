@@ -362,6 +362,36 @@ TEST_F(CudaBackendTest, a_step_of_a_known_shape_is_replayed_with_what_it_brings)
   EXPECT_EQ(simt::host::replays - before, 4);  // another step is no replay
 }
 
+TEST_F(CudaBackendTest, a_step_that_draws_waits_once_and_is_replayed_while_its_lists_change) {
+  Random random(11);
+  const int64_t vocabulary = 300;
+  const RandomWeight w(random, FormatId::bf16, vocabulary, 40);
+  const Pair p = place(w);
+  Rows x(random, 2, 40), logits(2, vocabulary);
+  const std::vector<uint32_t> allowed(10, 0x55555555u);
+  std::vector<TokenCount> seen;
+  const int replays = simt::host::replays, waits = simt::host::waits;
+  constexpr int kSteps = 6;
+  for (int step = 0; step < kSteps; ++step) {
+    seen.push_back({step, 1});
+    std::vector<SampleRow> rows(2);
+    rows[0].seen = seen.data();
+    rows[0].n_seen = static_cast<int64_t>(seen.size());
+    rows[0].presence_penalty = 2;
+    rows[1].allowed = step % 2 == 0 ? allowed.data() : nullptr;
+    rows[0].position = rows[1].position = static_cast<uint64_t>(step);
+    std::vector<SampledToken> found(2), wanted(2);
+    cuda_->run([&](Ops& ops) {
+      ops.linear(logits.tensor(), x.tensor(), p.placed);
+      ops.sample(logits.tensor(), rows, found);
+    });
+    reference_->run([&](Ops& ops) { ops.sample(logits.tensor(), rows, wanted); });
+    for (size_t r = 0; r < rows.size(); ++r) EXPECT_EQ(found[r].id, wanted[r].id) << "row " << r << ", step " << step;
+  }
+  EXPECT_EQ(simt::host::waits - waits, kSteps);
+  EXPECT_EQ(simt::host::replays - replays, kSteps - 1);
+}
+
 TEST_F(CudaBackendTest, other_types_of_k_and_v_are_refused) {
   BackendOptions options;
   options.kv = DType::bf16;

@@ -106,6 +106,7 @@ inline char launch_tag, done_tag;  // what the start and the end of a launch ord
 // Where launches go instead of running, with their arguments by value, while a step is being recorded.
 inline thread_local std::vector<std::function<void()>>* recording = nullptr;
 inline thread_local int replays = 0;  // recordings that ran, since the program began
+inline thread_local int waits = 0;    // for a stream, since the program began
 
 void run_block(Block& b, uint3 index, size_t shared_bytes);
 void make_fibers(Block& b, unsigned threads);
