@@ -30,6 +30,7 @@ __device__ __forceinline__ Turn turn_of(int position, float frequency) {
 
 // A block takes a row; a thread one pair of every head.
 __global__ void __launch_bounds__(kThreads) rope_kernel(Rows x, int dim, const float* freq, const int32_t* positions) {
+  begin_in_order();
   const int half = dim / 2, heads = x.cols / dim, position = positions[blockIdx.x];
   float* row = x.data + blockIdx.x * x.stride;
   for (int i = static_cast<int>(threadIdx.x); i < half; i += kThreads) {
@@ -46,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(Rows x, int dim, const f
 
 __global__ void __launch_bounds__(kThreads)
     store_kv_kernel(Bf16* k_cache, Bf16* v_cache, ConstRows k, ConstRows v, const int32_t* slots) {
+  begin_in_order();
   const int64_t slot = slots[blockIdx.x];
   if (slot < 0) return;
   for (int c = static_cast<int>(threadIdx.x); c < k.cols; c += kThreads) {
@@ -113,6 +115,7 @@ struct Head {
 // A warp takes a head of a row: those of q, then of k, then of v. Where V is K, a head of k gives both.
 template <int D>
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) prepare_kernel(const __grid_constant__ QkvArgs a) {
+  begin_in_order();
   const int64_t row = blockIdx.x;
   const int queries = a.q.cols / D, keys = a.k.cols / D;
   int head = static_cast<int>(blockIdx.y) * kHeadsPerBlock + static_cast<int>(threadIdx.x) / kWarp;
