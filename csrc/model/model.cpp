@@ -96,12 +96,16 @@ void Model::reserve(int64_t rows, int64_t logit_rows) {
   parts_->activations->reserve(rows, logit_rows, *parts_->backend);
 }
 
-Tensor Model::forward(const Batch& batch, KvCache& kv) {
+Tensor Model::forward(const Batch& batch, KvCache& kv, std::span<const SampleRow> draws,
+                      std::span<SampledToken> tokens) {
   Parts& p = *parts_;
   check_batch(batch, p.config);
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
-  const auto step = [&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail); };
+  const auto step = [&](Ops& ops) {
+    decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail);
+    if (!draws.empty()) ops.sample(p.activations->logits.slice(0, tail.rows()), draws, tokens);
+  };
   const int bad = p.backend->run(std::ref(step));  // the function itself would be copied to the heap
   if (bad != Backend::kFinite) {
     const int layer = bad - 1;

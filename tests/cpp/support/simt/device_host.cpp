@@ -8,6 +8,7 @@
 #include "backend/cuda/device.h"
 #include "core/error.h"
 #include "simt_fibers.h"
+#include "simt_memory.h"
 
 namespace gemmantle::cuda {
 namespace {
@@ -47,7 +48,15 @@ void enqueue(std::function<void()> work) {
 
 DeviceProperties device_properties() { return {"host", 90, 4, size_t{1} << 33, size_t{1} << 33}; }
 
-DeviceMemory::DeviceMemory(size_t bytes) : data_(take(bytes)), bytes_(bytes) {}
+DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
+  std::shared_ptr<std::byte> memory = take(bytes);
+  auto* data = reinterpret_cast<unsigned char*>(memory.get());
+  simt::host::add_memory(data, bytes);
+  data_ = {memory.get(), [memory, data](std::byte*) mutable {
+             simt::host::remove_memory(data);
+             memory.reset();
+           }};
+}
 PinnedMemory::PinnedMemory(size_t bytes) : data_(take(bytes)), bytes_(bytes) {}
 
 DeviceStream::DeviceStream() = default;
@@ -62,7 +71,7 @@ void DeviceStream::download(void* host, const void* device, size_t bytes) {
 void DeviceStream::zero(void* device, size_t bytes) {
   enqueue([=] { std::memset(device, 0, bytes); });
 }
-void DeviceStream::wait() {}
+void DeviceStream::wait() { ++simt::host::waits; }
 
 std::unique_ptr<RecordedWork> DeviceStream::record(const std::function<void()>& work) {
   auto recorded = std::make_unique<Closures>();
