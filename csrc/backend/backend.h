@@ -23,6 +23,7 @@ struct BackendOptions {
   int threads = 0;              // 0: physical cores the process may use
   Mode mode = Mode::exact;
   std::optional<DType> kv = std::nullopt;  // type of K and V: f32, bf16, or i8 with scales; none: as the mode wants it
+  bool deterministic = false;              // a row has the same bits alone and in company
 };
 
 struct BackendInfo {
@@ -43,6 +44,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual BackendInfo info() const = 0;
   virtual DType activation_dtype() const = 0;
+  // Whether a row has the same bits alone, in a batch and in any chunk.
+  virtual bool deterministic() const { return true; }
   // Bytes that allocate() can still give; -1 where that is the memory of the host.
   virtual int64_t free_bytes() const { return -1; }
 

@@ -201,19 +201,21 @@ void bind_model(py::module_& m) {
       .def_static(
           "load",
           [](const std::string& path, const std::string& device, int threads, const std::string& mode,
-             const std::string& kv, bool profile) {
+             const std::string& kv, bool deterministic, bool profile) {
             if (threads < 0) {
               throw Error(ErrorCode::invalid_argument,
                           str("threads is ", threads, "; it must be 0 (all cores) or a positive number"), "threads");
             }
-            const BackendOptions options{device, threads, to_mode(mode), to_kv(kv)};
+            const BackendOptions options{device, threads, to_mode(mode), to_kv(kv), deterministic};
             const auto ops = profile ? std::make_shared<OpProfile>() : nullptr;
             const py::gil_scoped_release unlocked;
             return PyModel(Model::load(path, options, ops), ops);
           },
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
-          py::arg("kv") = "auto", py::arg("profile") = false,
-          "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
+          py::arg("kv") = "auto", py::arg("deterministic") = false, py::arg("profile") = false,
+          "Loads a folder or a GGUF file; `deterministic` makes a device give a row the same bits alone and in a "
+          "batch\n"
+          "(the CPU always does), `profile` times every op of the CPU. The interpreter lock is released.\n\n"
           "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, kv, "
           "profile).")
       .def(

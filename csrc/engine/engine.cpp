@@ -82,6 +82,12 @@ struct Engine::Parts {
 
 Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
     : owner_(::getpid()) {
+  if (options.deterministic && !model->backend().deterministic()) {
+    throw Error(ErrorCode::invalid_argument,
+                str("device '", model->info().backend.device,
+                    "' gives a row other bits in company than alone; load the model with deterministic=True"),
+                "deterministic");
+  }
   const KvLayout layout(model->config(), model->backend(), std::max<int64_t>(1, options.block_size));
   const int64_t on_device = model->backend().free_bytes();
   const int64_t free_bytes = on_device >= 0 ? on_device : free_memory();

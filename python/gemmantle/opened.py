@@ -50,7 +50,12 @@ class OpenModel:
         options = settings.options
         path = Path(settings.path)
         self.model = self.core.Model.load(
-            settings.path, device=options.device, threads=options.threads or 0, mode=options.mode, kv=options.kv
+            settings.path,
+            device=options.device,
+            threads=options.threads or 0,
+            mode=options.mode,
+            kv=options.kv,
+            deterministic=options.deterministic,
         )
         config: dict[str, Any] = dict(self.model.config())
         size = int(config["vocab_size"])

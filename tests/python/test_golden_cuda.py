@@ -1,8 +1,13 @@
 """The golden checkpoints with true head widths on the CUDA backend, whose kernels run on the host.
 
 Products take their inputs rounded to bf16 and K and V are kept in bf16, so the yardstick is the framework's own bf16
-run: our distance to its f32 logits may be 1.5 times as large. A row of a mixture may go to another expert where two are
-nearly as likely, and later rows see that; there the typical row is held to the yardstick.
+run: our distance to its f32 logits may be 1.5 times as large, over all rows.
+
+A row of a mixture may go to another expert where two are as good as equally likely, and every later row sees its K and
+V. In `26b` that is row 6 of layer 0: experts 4 and 0 stand at 0.19682 and 0.19593, and the framework's own bf16 run
+gives both the same score, 0.19716. It takes 4 by the order of its sort, we take 0: roundings of q, k, v, of the
+attention's output and of the router's input move the difference of the logits from 0.0045 to -0.0020, none of them
+alone. So the yardstick is held against the float64 oracle with such ties settled either way; one way must explain all.
 """
 
 from __future__ import annotations
@@ -11,10 +16,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 from numpy.typing import NDArray
 
@@ -28,6 +35,35 @@ pytestmark = pytest.mark.skipif(not PLUGIN.exists(), reason=f"{PLUGIN} is not bu
 
 NEAR_TIE = 3e-2  # of the spread of a row's logits
 ALLOWED = 1.5  # times the distance of the framework's bf16 run
+ROUTER_TIE = 2.0**-7  # between two logits of a router: a step of bf16 where they are 1 to 2, as here
+
+F64 = NDArray[np.float64]
+
+
+def settled(folder: Path, ids: list[int]) -> list[F64]:
+    """Logits of the oracle for every way to settle the near ties between the last expert taken and the next one."""
+    config, weights = oracle.load(folder)
+    used = config.experts_per_token
+    ties: list[tuple[int, int]] = []
+
+    def find(layer: int, p: F64) -> oracle.I64:
+        logits = np.log(-np.sort(-p, -1))
+        rows = np.flatnonzero(logits[:, used - 1] - logits[:, used] < ROUTER_TIE)
+        ties.extend((layer, int(row)) for row in rows)
+        return oracle.likeliest(p, used)
+
+    def take_next(tied: tuple[tuple[int, int], ...]) -> F64:
+        def choose(layer: int, p: F64) -> oracle.I64:
+            chosen = oracle.likeliest(p, used + 1)
+            for row in (row for of, row in tied if of == layer):
+                chosen[row, used - 1] = chosen[row, used]
+            return chosen[:, :used]
+
+        return oracle.forward(config, weights, ids, choose=choose)
+
+    oracle.forward(config, weights, ids, choose=find)
+    assert len(ties) <= 4, f"{len(ties)} near ties: {ties}"
+    return [take_next(tied) for n in range(len(ties) + 1) for tied in combinations(ties, n)]
 
 
 class Case:
@@ -35,20 +71,16 @@ class Case:
 
     def __init__(self, name: str, found: dict[str, NDArray[Any]]) -> None:
         self.found = found
-        self.has_experts = name == "26b"
         with np.load(GOLDEN / name / "golden.npz") as golden:
-            self.exact, self.bf16 = golden["logits"], golden["logits_bf16"]
+            self.exact, self.bf16 = golden["logits"].astype(np.float64), golden["logits_bf16"]
             self.greedy = golden["greedy"].tolist()
+            ids = golden["ids"].tolist()
+        self.wanted = settled(GOLDEN / name, ids) if name == "26b" else [self.exact]
 
-    def distance(self, logits: NDArray[Any], first: int = 0) -> float:
-        """Of rows `first` and on to the f32 run, as a multiple of the distance of the framework's bf16 run."""
-        rows = slice(first, first + len(logits))
-
-        def error(of: NDArray[Any]) -> float:
-            each = np.linalg.norm(of.astype(np.float64) - self.exact[rows], axis=1)
-            return float(np.median(each) if self.has_experts else np.linalg.norm(each))
-
-        return error(logits) / error(self.bf16[rows])
+    def distance(self, logits: NDArray[Any]) -> float:
+        """To the f32 run with its near ties settled alike, as a multiple of the distance of the bf16 run."""
+        ours = min(float(np.linalg.norm(logits - wanted)) for wanted in self.wanted)
+        return ours / float(np.linalg.norm(self.bf16 - self.exact))
 
 
 @pytest.fixture(scope="module", params=sorted(folder.name for folder in GOLDEN.iterdir()))

@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "backend/cuda/cuda_ops.h"
+#include "backend/cuda/deterministic_ops.h"
 #include "backend/cuda/device.h"
 #include "backend/cuda/recordings.h"
 #include "backend/cuda/step_memory.h"
@@ -16,16 +16,19 @@ constexpr int kOldestCapability = 80;  // bf16 tensor cores and asynchronous cop
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(const DeviceProperties& device)
+  CudaBackend(const DeviceProperties& device, bool deterministic)
       : device_(device),
+        deterministic_(deterministic),
         memory_(stream_),
         recordings_(stream_),
-        ops_(weights_, memory_, stream_.handle(), device.multiprocessors) {}
+        ops_(deterministic ? make_ops<DeterministicOps>() : make_ops<CudaOps>()) {}
 
   BackendInfo info() const override { return {"cuda", str("sm_", device_.capability), 1}; }
   DType activation_dtype() const override { return DType::f32; }
   DType kv_dtype() const override { return DType::bf16; }
   int64_t free_bytes() const override { return static_cast<int64_t>(device_properties().free_bytes); }
+
+  bool deterministic() const override { return deterministic_; }
 
   Buffer allocate(size_t bytes) override {
     auto memory = std::make_shared<DeviceMemory>(bytes);
@@ -56,24 +59,30 @@ class CudaBackend final : public Backend {
     memory_.begin_plan();
     walk(step, &smallest_tag);
     if (memory_.begin_issue()) recordings_.clear();
-    recordings_.run(ops_.key(), [&] { walk(step, &smallest_tag); });
+    recordings_.run(ops_->key(), [&] { walk(step, &smallest_tag); });
     memory_.finish();
     return smallest_tag == kNone ? kFinite : smallest_tag;
   }
 
  private:
+  template <class AnyOps>
+  std::unique_ptr<CudaOps> make_ops() {
+    return std::make_unique<AnyOps>(weights_, memory_, stream_.handle(), device_.multiprocessors);
+  }
+
   void walk(const std::function<void(Ops&)>& step, int32_t* smallest_tag) {
     const StepMemory::Slot tag = memory_.result(smallest_tag, sizeof *smallest_tag);
-    ops_.begin(memory_.address<int32_t>(tag));
-    step(ops_);
+    ops_->begin(memory_.address<int32_t>(tag));
+    step(*ops_);
   }
 
   DeviceProperties device_;
+  bool deterministic_;
   DeviceStream stream_;
   WeightStore weights_;
   StepMemory memory_;
   Recordings recordings_;
-  CudaOps ops_;
+  std::unique_ptr<CudaOps> ops_;
 };
 
 }  // namespace
@@ -90,7 +99,7 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
                     "; the CUDA backend needs 8.0 or newer: use device 'cpu'"),
                 "device");
   }
-  return std::make_unique<CudaBackend>(device);
+  return std::make_unique<CudaBackend>(device, options.deterministic);
 }
 
 }  // namespace gemmantle::cuda
