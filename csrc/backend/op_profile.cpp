@@ -116,6 +116,10 @@ class ProfiledOps final : public Ops {
   void add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) override {
     plain("add_norm", [&] { ops_.add_norm(h, y, post, scale, next, x, eps); });
   }
+  void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
+                   std::span<const int32_t> slots) override {
+    plain("prepare_qkv", [&] { ops_.prepare_qkv(heads, kv, positions, slots); });
+  }
   void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) override {
     int64_t bytes = 0, operations = 0;
     for (const Weight* w : {&gate, &up, &down}) {

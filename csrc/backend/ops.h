@@ -23,6 +23,20 @@ struct Routing {
   Tensor weights;  // f32 [rows, used]
 };
 
+// What the products of a layer give to its attention: rows of heads of `dim` values.
+struct QkvHeads {
+  enum class Values { given, normed, normed_keys };  // V as it is, normed, or K normed in its stead; without weights
+
+  Tensor q;     // no columns: left out
+  Tensor k, v;  // no columns: left out
+  int64_t dim = 0;
+  const float* q_norm = nullptr;  // [dim]
+  const float* k_norm = nullptr;
+  Values values = Values::given;
+  float eps = 0;
+  Rope rope;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -71,7 +85,7 @@ class Ops {
   // y[r] = x[rows[r]].
   virtual void copy_rows(Tensor y, Tensor x, std::span<const int32_t> rows) = 0;
 
-  // tokens[r] from row r of logits [rows, vocabulary], f32: the rules of kernels/common/sampling.h.
+  // tokens[r] from row r of logits [rows, vocabulary], f32, which stay: the rules of kernels/common/sampling.h.
   virtual void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) = 0;
 
   // Remembers the smallest `tag` for which x held a value that is not finite; first_not_finite() tells after the step.
@@ -81,6 +95,11 @@ class Ops {
 
   // h += rms_norm(y, post); h *= scale; x = rms_norm(h, next). `next` null: x is left alone. y is overwritten.
   virtual void add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps);
+
+  // Norms and rotates every head of q in place; norms and rotates those of k, norms those of v, and writes both to
+  // kv at slots[r]. k and v are overwritten.
+  virtual void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
+                           std::span<const int32_t> slots);
 
   // y = down(gelu_tanh(gate x) * (up x)); scratch [rows, 2 * width].
   virtual void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch);

@@ -330,7 +330,8 @@ void Engine::Parts::step() {
   }
   try {
     const Batch& batch = builder.build(plan);
-    const Tensor logits = runner->forward(batch);
+    sampled.resize(builder.sample_rows().size());
+    const Tensor logits = runner->forward(batch, builder.sample_rows(), sampled);
     const std::vector<BatchBuilder::Wanted>& wanted = builder.wanted();
     GEMMANTLE_CHECK(logits.rows == static_cast<int64_t>(wanted.size()), logits.rows, " rows of ", wanted.size());
     for (size_t r = 0; r < wanted.size(); ++r) {
@@ -339,8 +340,6 @@ void Engine::Parts::step() {
       const int64_t row = sink.last_only ? 0 : wanted[r].position;
       runner->read(sink.values.get() + row * logits.cols, logits.slice(static_cast<int64_t>(r), 1));
     }
-    sampled.resize(builder.sample_rows().size());
-    if (!sampled.empty()) runner->sample(logits, builder.sample_rows(), sampled);
   } catch (...) {
     const Error error = as_error(std::current_exception());
     for (const ScheduledRows& entry : plan) fail(*entry.sequence, error);

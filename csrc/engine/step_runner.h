@@ -15,9 +15,9 @@ namespace gemmantle {
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
-  // Logits of batch.logit_rows, f32, valid until the next call.
-  virtual Tensor forward(const Batch& batch) = 0;
-  virtual void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) = 0;
+  // Logits of batch.logit_rows, f32, valid until the next call; tokens[r] is drawn from row r of them as draws[r] says.
+  // Without draws nothing is drawn.
+  virtual Tensor forward(const Batch& batch, std::span<const SampleRow> draws, std::span<SampledToken> tokens) = 0;
   // Copies one row of logits to host memory.
   virtual void read(float* host, Tensor row) = 0;
   virtual int64_t kv_bytes() const { return 0; }
@@ -28,8 +28,9 @@ class ModelRunner final : public StepRunner {
  public:
   ModelRunner(std::shared_ptr<Model> model, const KvLayout& layout, const SchedulerLimits& limits);
 
-  Tensor forward(const Batch& batch) override { return model_->forward(batch, kv_); }
-  void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override;
+  Tensor forward(const Batch& batch, std::span<const SampleRow> draws, std::span<SampledToken> tokens) override {
+    return model_->forward(batch, kv_, draws, tokens);
+  }
   void read(float* host, Tensor row) override;
   int64_t kv_bytes() const override { return static_cast<int64_t>(kv_.bytes()); }
   int64_t work_bytes() const override { return model_->work_bytes(); }

@@ -16,31 +16,40 @@ void per_layer_inputs(Ops& ops, const ModelConfig& c, const DecoderWeights& w, A
   ops.add(a.per_layer, a.context, std::sqrt(0.5f));
 }
 
-// K and V of rows that later rows will look at. architecture 2.4, 2.6.
-void write_kv(Ops& ops, const ModelConfig& c, const LayerSpec& s, const LayerWeights& w, Activations& a, KvView kv,
-              const Batch& b) {
-  const Tensor k = a.k.columns(0, s.heads.kv_dim());
-  const Tensor v = a.v.columns(0, s.heads.kv_dim());
-  ops.linear(k, a.normed, w.k);
-  if (s.value_is_key) {
-    ops.rms_norm(v, k, nullptr, s.heads.dim, c.norm_eps);  // before K's own norm and rotation
-  } else {
-    ops.linear(v, a.normed, w.v);
-    if (c.family == Family::gemma4) ops.rms_norm(v, v, nullptr, s.heads.dim, c.norm_eps);
+enum class Products { q, kv, qkv };
+
+// Q of rows that attend, K and V of rows that are looked at, ready for attention. architecture 2.4 to 2.6.
+void project(Ops& ops, const ModelConfig& c, const LayerSpec& s, const LayerWeights& w, Activations& a, KvView kv,
+             const Batch& b, Products wanted) {
+  QkvHeads heads;
+  heads.dim = s.heads.dim;
+  heads.q_norm = w.q_norm;
+  heads.k_norm = w.k_norm;
+  heads.eps = c.norm_eps;
+  heads.rope = {w.rope_freq};
+  if (wanted != Products::q) {
+    heads.k = a.k.columns(0, s.heads.kv_dim());
+    heads.v = a.v.columns(0, s.heads.kv_dim());
+    ops.linear(heads.k, a.normed, w.k);
+    if (s.value_is_key) {
+      heads.values = QkvHeads::Values::normed_keys;
+    } else {
+      ops.linear(heads.v, a.normed, w.v);
+      if (c.family == Family::gemma4) heads.values = QkvHeads::Values::normed;
+    }
   }
-  ops.rms_norm(k, k, w.k_norm, s.heads.dim, c.norm_eps);
-  ops.rope(k, s.heads.dim, {w.rope_freq}, b.positions);
-  ops.store_kv(kv, k, v, b.groups[s.group()].slots);
+  if (wanted != Products::kv) {
+    heads.q = a.q.columns(0, s.heads.q_dim());
+    ops.linear(heads.q, a.normed, w.q);
+  }
+  ops.prepare_qkv(heads, kv, b.positions, b.groups[s.group()].slots);
 }
 
-// x += norm(attention), and the norm before the MLP. architecture 2.4 to 2.8.
+// x += norm(attention), and the norm before the MLP. architecture 2.7, 2.8.
 void attention(Ops& ops, const ModelConfig& c, const LayerSpec& s, const LayerWeights& w, Activations& a, KvView kv,
                const Batch& b) {
   const Tensor q = a.q.columns(0, s.heads.q_dim());
   const Tensor attended = a.attended.columns(0, s.heads.q_dim());
-  ops.linear(q, a.normed, w.q);
-  ops.rms_norm(q, q, w.q_norm, s.heads.dim, c.norm_eps);
-  ops.rope(q, s.heads.dim, {w.rope_freq}, b.positions);
   ops.attend(attended, q, s.heads, kv, b.groups[s.group()], b.sequence, c.attention_scale);
   ops.linear(a.y, attended, w.o);
   ops.add_norm(a.x, a.y, w.post_attention_norm, kNoScale, w.pre_ffn_norm, a.normed, c.norm_eps);
@@ -93,9 +102,11 @@ void decoder_forward(Ops& ops, const ModelConfig& c, const DecoderWeights& w, Ac
   for (int l = stretch.first; l < stretch.last; ++l) {
     const LayerSpec& spec = c.layers[static_cast<size_t>(l)];
     const LayerWeights& layer = w.layers[static_cast<size_t>(l)];
-    if (spec.kv_source == l) write_kv(ops, c, spec, layer, a, kv.view(l), *batch);
+    Products products = spec.kv_source == l ? Products::qkv : Products::q;
     // Nobody reads more KV of these rows, so from here on only those with wanted logits go on. architecture 1.6.
     if (l == c.first_shared - 1 && tail.rows() < all.rows()) {
+      if (products == Products::qkv) project(ops, c, spec, layer, a, kv.view(l), all, Products::kv);
+      products = Products::q;
       if (tail.rows() == 0) return;
       ops.copy_rows(a.x_tail.slice(0, tail.rows()), a.x, all.logit_rows);
       if (c.per_layer > 0) ops.copy_rows(a.per_layer_tail.slice(0, tail.rows()), a.per_layer, all.logit_rows);
@@ -103,6 +114,7 @@ void decoder_forward(Ops& ops, const ModelConfig& c, const DecoderWeights& w, Ac
       ops.rms_norm(a.normed, a.x, layer.input_norm, c.hidden, c.norm_eps);
       batch = &tail;
     }
+    project(ops, c, spec, layer, a, kv.view(l), *batch, products);
     attention(ops, c, spec, layer, a, kv.view(l), *batch);
     feed_forward(ops, c, l, layer, a, layer.next_norm);
     ops.check_finite(a.x, l + 1);

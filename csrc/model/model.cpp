@@ -168,7 +168,8 @@ void Model::reserve(int64_t rows, int64_t logit_rows) {
   }
 }
 
-Tensor Model::forward(const Batch& batch, KvCache& kv) {
+Tensor Model::forward(const Batch& batch, KvCache& kv, std::span<const SampleRow> draws,
+                      std::span<SampledToken> tokens) {
   Parts& p = *parts_;
   check_batch(batch, p.config);
   const Batch& tail = p.tail.make(batch);
@@ -179,7 +180,10 @@ Tensor Model::forward(const Batch& batch, KvCache& kv) {
     if (rows == 0) break;  // nobody wants logits, and all K and V are written
     if (d > 0) p.hand_over(d - 1, rows);
     Activations& a = p.activations[static_cast<size_t>(d)];
-    const auto step = [&](Ops& ops) { decoder_forward(ops, p.config, *p.weights, a, kv, stretch, batch, tail); };
+    const auto step = [&](Ops& ops) {
+      decoder_forward(ops, p.config, *p.weights, a, kv, stretch, batch, tail);
+      if (stretch.has_head && !draws.empty()) ops.sample(a.logits.slice(0, tail.rows()), draws, tokens);
+    };
     // The function itself would be copied to the heap.
     const int bad = p.placement->backend(d).run(std::ref(step));
     if (bad != Backend::kFinite) p.refuse_not_finite(bad);

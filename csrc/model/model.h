@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,8 +49,9 @@ class Model {
 
   // Runs one step: writes K and V of every row, and the logits after softcap of batch.logit_rows, one row each, f32.
   // Layers that reuse KV run only for the rows whose logits are wanted (architecture 1.6). The tensor is valid until
-  // the next call. Throws corrupt_file naming the first bad weight when a hidden state is not finite.
-  Tensor forward(const Batch& batch, KvCache& kv);
+  // the next call. tokens[r] is drawn from row r of it as draws[r] says; without draws nothing is drawn. Throws
+  // corrupt_file naming the first bad weight when a hidden state is not finite.
+  Tensor forward(const Batch& batch, KvCache& kv, std::span<const SampleRow> draws, std::span<SampledToken> tokens);
 
  private:
   Model();

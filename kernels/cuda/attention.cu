@@ -43,6 +43,7 @@ struct Partial {
 
 template <int D, int M, int N>
 __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_constant__ AttendArgs a) {
+  begin_in_order();
   using Shared = AttendShared<D, M, N>;
   auto& s = simt::shared<Shared>();
   const int t = static_cast<int>(threadIdx.x), lane = t % kWarp, warp = t / kWarp;
@@ -215,6 +216,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend_kernel(const __grid_consta
 
 // A block joins the splits of one head of one row, in their order. Splits without a key have weight zero.
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ AttendArgs a) {
+  begin_in_order();
   const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int64_t at = (static_cast<int64_t>(row) * a.heads + head) * a.splits;
   const Partial partial(a);

@@ -12,6 +12,12 @@ constexpr int kWarp = 32;
 __device__ __forceinline__ float from_bf16(Bf16 bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
 __device__ __forceinline__ Bf16 to_bf16(float value) { return static_cast<Bf16>(simt::pack_bf16(value, 0.0f)); }
 
+// The start of a kernel that has nothing to do before the one ahead of it has ended.
+__device__ __forceinline__ void begin_in_order() {
+  simt::wait_for_previous();
+  simt::let_next_start();
+}
+
 // Eight bf16 from 16 aligned bytes.
 __device__ __forceinline__ void load8(float (&out)[8], const Bf16* from) {
   const uint4 q = *reinterpret_cast<const uint4*>(from);

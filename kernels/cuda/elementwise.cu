@@ -26,18 +26,21 @@ dim3 grid_for(int rows, int cols) {
 }
 
 __global__ void __launch_bounds__(kThreads) add_kernel(Rows y, ConstRows x, float scale) {
+  begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
   const float* from = x.data + blockIdx.x * x.stride;
   for_columns(y.cols, [&](int c) { to[c] = (to[c] + from[c]) * scale; });
 }
 
 __global__ void __launch_bounds__(kThreads) scale_kernel(Rows y, ConstRows x, const float* weight, float scale) {
+  begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
   const float* from = x.data + blockIdx.x * x.stride;
   for_columns(y.cols, [&](int c) { to[c] = from[c] * scale * (weight == nullptr ? 1.0f : weight[c]); });
 }
 
 __global__ void __launch_bounds__(kThreads) gelu_mul_kernel(Rows y, ConstRows gate, ConstRows up) {
+  begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
   const float* g = gate.data + blockIdx.x * gate.stride;
   const float* u = up.data + blockIdx.x * up.stride;
@@ -45,23 +48,27 @@ __global__ void __launch_bounds__(kThreads) gelu_mul_kernel(Rows y, ConstRows ga
 }
 
 __global__ void __launch_bounds__(kThreads) softcap_kernel(Rows y, float cap) {
+  begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
   for_columns(y.cols, [&](int c) { to[c] = cap * tanhf(to[c] / cap); });
 }
 
 __global__ void __launch_bounds__(kThreads) copy_rows_kernel(Rows y, ConstRows x, const int32_t* source) {
+  begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
   const float* from = x.data + source[blockIdx.x] * x.stride;
   for_columns(y.cols, [&](int c) { to[c] = from[c]; });
 }
 
 __global__ void __launch_bounds__(kThreads) round_rows_kernel(View<Bf16> y, ConstRows x) {
+  begin_in_order();
   Bf16* to = y.data + blockIdx.x * y.stride;
   const float* from = x.data + blockIdx.x * x.stride;
   for_columns(y.cols, [&](int c) { to[c] = c < x.cols ? to_bf16(from[c]) : Bf16{0}; });
 }
 
 __global__ void __launch_bounds__(kThreads) check_finite_kernel(ConstRows x, int tag, int32_t* smallest) {
+  begin_in_order();
   const float* from = x.data + blockIdx.x * x.stride;
   bool bad = false;
   for_columns(x.cols, [&](int c) { bad |= !(fabsf(from[c]) <= 3.402823466e38f); });

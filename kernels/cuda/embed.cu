@@ -9,6 +9,7 @@ constexpr int kThreads = 256;
 
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(Rows y, const __grid_constant__ Matrix table, const int32_t* ids, float scale) {
+  begin_in_order();
   const int64_t row = ids[blockIdx.x];
   float* to = y.data + blockIdx.x * y.stride;
   for (int c = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); c < y.cols;

@@ -24,6 +24,7 @@ static_assert(sizeof(GemmShared<Tile>) <= 48 * 1024);
 // A warp takes a row: the next expert in order (logit, then the lower id), `used` times.
 __global__ void __launch_bounds__(kThreads)
     route_kernel(View<int32_t> ids, Rows weights, ConstRows logits, const float* expert_scale) {
+  begin_in_order();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int row = static_cast<int>(blockIdx.x) * (kThreads / kWarp) + static_cast<int>(threadIdx.x) / kWarp;
   if (row >= logits.rows) return;
@@ -116,6 +117,7 @@ __device__ __forceinline__ MatrixRow first_up_row(const ExpertArgs& a, int exper
 template <Plane plane>
 __global__ void __launch_bounds__(kProductThreads, 2)
     few_up_kernel(const __grid_constant__ ExpertArgs a, float* hidden) {
+  begin_in_order();
   auto& s = simt::shared<ProductShared<1, 2>>();
   const int base = static_cast<int>(blockIdx.x) * kTileRows, rank = static_cast<int>(blockIdx.y);
   const int row = static_cast<int>(blockIdx.z), left = a.down.cols - base;
@@ -142,6 +144,7 @@ struct FewDownShared {
 template <Plane plane>
 __global__ void __launch_bounds__(kProductThreads, 2)
     few_down_kernel(const __grid_constant__ ExpertArgs a, const float* hidden) {
+  begin_in_order();
   auto& s = simt::shared<FewDownShared>();
   const int t = static_cast<int>(threadIdx.x), lane = t % kWarp, warp = t / kWarp, g = lane / 4;
   const int base = static_cast<int>(blockIdx.x) * kTileRows, row = static_cast<int>(blockIdx.y);
@@ -192,6 +195,7 @@ struct GroupShared {
 // One block sorts (row, rank) pairs by expert and cuts the experts into tiles. Pairs of one expert come in any order;
 // nothing that is computed from them depends on it.
 __global__ void __launch_bounds__(kThreads) group_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<GroupShared>();
   const int t = static_cast<int>(threadIdx.x), experts = a.down.count, pairs = a.x.rows * a.ids.cols;
   const auto expert_of = [&](int i) { return a.ids.data[i / a.ids.cols * a.ids.stride + i % a.ids.cols]; };
@@ -225,6 +229,7 @@ __global__ void __launch_bounds__(kThreads) group_kernel(const __grid_constant__
 template <Plane plane>
 __global__ void __launch_bounds__(kGemmThreads, 2)
     many_up_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<GemmShared<Tile>>();
   const ExpertTile tile = scratch.tiles[blockIdx.x];
   if (tile.rows == 0) return;
@@ -261,6 +266,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
 template <Plane plane>
 __global__ void __launch_bounds__(kGemmThreads, 2)
     many_down_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<GemmShared<Tile>>();
   const ExpertTile tile = scratch.tiles[blockIdx.x];
   if (tile.rows == 0) return;
@@ -283,6 +289,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
 }
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant__ ExpertArgs a, Scratch scratch) {
+  begin_in_order();
   const int c = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
   const int row = static_cast<int>(blockIdx.y);
   if (c >= a.y.cols) return;

@@ -16,6 +16,7 @@ static_assert(sizeof(GemmShared<Large>) <= 99 * 1024 && sizeof(GemmShared<Small>
 template <class Shape>
 __global__ void __launch_bounds__(kGemmThreads, 2)
     gemm_kernel(Rows y, View<const Bf16> x, const __grid_constant__ Matrix w) {
+  begin_in_order();
   auto& s = simt::shared<GemmShared<Shape>>();
   const int x0 = static_cast<int>(blockIdx.x) * Shape::kX, w0 = static_cast<int>(blockIdx.y) * Shape::kW;
   GemmSums<Shape> sums = {};
@@ -34,6 +35,7 @@ constexpr int kUnpackThreads = 256;
 // A thread takes a piece.
 template <Plane plane>
 __global__ void __launch_bounds__(kUnpackThreads) unpack_kernel(View<Bf16> out, const Matrix w, int64_t first) {
+  begin_in_order();
   using P = Piece<plane>;
   const int pieces = w.padded_cols / P::kValues;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kUnpackThreads + threadIdx.x;

@@ -95,6 +95,22 @@ void rope(Stream stream, Rows x, int dim, const float* freq, const int32_t* posi
 // k_cache[slots[r]] = bf16(k[r]), v alike; a negative slot is not written (a padding row).
 void store_kv(Stream stream, Bf16* k_cache, Bf16* v_cache, ConstRows k, ConstRows v, const int32_t* slots);
 
+struct QkvArgs {
+  Rows q;          // [rows, heads * dim]; no columns: left out
+  ConstRows k, v;  // [rows, KV heads * dim]; no columns: left out. v.data null: V is K
+  int rows = 0, dim = 0;
+  const float *q_norm = nullptr, *k_norm = nullptr;  // [dim]
+  bool norms_v = false;                              // where there is a v; K in its stead always is normed
+  float eps = 0;
+  const float* freq = nullptr;         // [dim / 2] radians a position
+  const int32_t* positions = nullptr;  // [rows]
+  Bf16 *k_cache = nullptr, *v_cache = nullptr;
+  const int32_t* slots = nullptr;  // [rows]; a negative one is not written
+};
+// rms_norm, rope and store_kv of a layer's heads at once: q in place, k and v as bf16 into their slots. V's norm has no
+// weights. dim is one that attend_takes().
+void prepare_qkv(Stream stream, const QkvArgs& args);
+
 // ---- product.cu: few rows; each weight is read once for up to 8 rows
 
 constexpr int kFewRows = 16;
@@ -172,7 +188,7 @@ void experts(Stream stream, const ExpertArgs& args);
 
 // SampleRow as the host fills it, with every pointer in device memory.
 size_t sample_scratch_bytes(int rows, int vocabulary);
-// tokens[r] from row r of logits, by the rules of kernels/common/sampling.h; logits may be changed.
-void sample(Stream stream, SampledToken* tokens, Rows logits, const SampleRow* rows, void* scratch);
+// tokens[r] from row r of logits, by the rules of kernels/common/sampling.h.
+void sample(Stream stream, SampledToken* tokens, ConstRows logits, const SampleRow* rows, void* scratch);
 
 }  // namespace gemmantle::cuda

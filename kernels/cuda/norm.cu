@@ -21,6 +21,7 @@ __device__ __forceinline__ float norm_factor(float squares, int n, float eps) {
 // A block takes one run of one row.
 __global__ void __launch_bounds__(kThreads)
     rms_norm_kernel(Rows y, ConstRows x, const float* weight, int group, float eps) {
+  begin_in_order();
   auto& parts = simt::shared<Parts>();
   const int t = static_cast<int>(threadIdx.x);
   const int64_t first = static_cast<int64_t>(blockIdx.y) * group;
@@ -35,6 +36,7 @@ __global__ void __launch_bounds__(kThreads)
 // A block takes a row: the norm of what a sub-layer gave, the residual sum, and the norm the next one starts with.
 __global__ void __launch_bounds__(kThreads)
     add_norm_kernel(Rows h, ConstRows y, const float* post, float scale, const float* next, Rows x, float eps) {
+  begin_in_order();
   auto& parts = simt::shared<Parts>();
   const int t = static_cast<int>(threadIdx.x);
   const float* given = y.data + blockIdx.x * y.stride;

@@ -30,8 +30,11 @@ struct ProductShared {
   }
 };
 
+constexpr int kTurnsAhead = 4;  // of each warp that are asked for while the kernel ahead still runs
+
 // Tile m is rows [first[m], first[m] + left[m]) of w[m]. When it returns, s.total(r, 16 * m + i) is the product of
-// activation row r with row i of tile m; rows of x that do not exist count as zeros.
+// activation row r with row i of tile m; rows of x that do not exist count as zeros. The first weights are on their way
+// before it waits for the kernel ahead.
 template <Plane plane, int rows, int tiles>
 __device__ __forceinline__ void product_block(ProductShared<rows, tiles>& s, const Matrix& w0, const Matrix& w1,
                                               const int64_t (&first)[tiles], const int (&left)[tiles], ConstRows x) {
@@ -46,11 +49,19 @@ __device__ __forceinline__ void product_block(ProductShared<rows, tiles>& s, con
     w[0].load(w0, col);
     if constexpr (tiles == 2) w[1].load(w1, col);
   };
+  if constexpr (simt::kBeginsEarly) {
+#pragma unroll 1
+    for (int turn = warp + kProductWarps; turn <= warp + kTurnsAhead * kProductWarps; turn += kProductWarps) {
+      prefetch_turn(w[0], w0, turn * kTurn);
+      if constexpr (tiles == 2) prefetch_turn(w[1], w1, turn * kTurn);
+    }
+  }
   for (int base = 0; base < w0.padded_cols; base += Shared::kCols) {
     const int cols = min(Shared::kCols, w0.padded_cols - base);
     const int units = (cols + kTurn - 1) / kTurn * kTurnUnits;
     int col = warp * kTurn;
     if (col < cols) load(base + col);  // on its way while activations are staged
+    if (base == 0) begin_in_order();
     for (int i = t; i < rows * units; i += kProductThreads) {
       const int r = i / units, unit = i % units;
       const bool ok = r < x.rows;

@@ -156,6 +156,7 @@ __device__ __forceinline__ Best block_best(ScanShared& s, Best best) {
 
 // Block (i, r): slice i of row r.
 __global__ void __launch_bounds__(kThreads) scan_kernel(ConstRows logits, const SampleRow* rows, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<ScanShared>();
   const int t = static_cast<int>(threadIdx.x), slice = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const SampleRow& row = rows[r];
@@ -246,6 +247,7 @@ struct WeighShared {
 };
 
 __global__ void __launch_bounds__(kThreads) weigh_kernel(ConstRows logits, const SampleRow* rows, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<WeighShared>();
   const int t = static_cast<int>(threadIdx.x), slice = static_cast<int>(blockIdx.x), r = static_cast<int>(blockIdx.y);
   const SampleRow& row = rows[r];
@@ -492,6 +494,7 @@ __device__ __forceinline__ void log_probabilities(SampledToken& token, const Sam
 
 __global__ void __launch_bounds__(kChooseThreads)
     choose_kernel(SampledToken* tokens, ConstRows logits, const SampleRow* rows, Scratch scratch) {
+  begin_in_order();
   auto& s = simt::shared<ChooseShared>();
   const int t = static_cast<int>(threadIdx.x), r = static_cast<int>(blockIdx.x);
   const SampleRow& row = rows[r];
@@ -520,9 +523,8 @@ static_assert(sizeof(WeighShared) <= 48 * 1024 && sizeof(ChooseShared) <= 48 * 1
 
 size_t sample_scratch_bytes(int rows, int vocabulary) { return layout(nullptr, rows, vocabulary).bytes; }
 
-void sample(Stream stream, SampledToken* tokens, Rows logits, const SampleRow* rows, void* scratch) {
-  if (logits.rows == 0) return;
-  const ConstRows in{logits.data, logits.rows, logits.cols, logits.stride};
+void sample(Stream stream, SampledToken* tokens, ConstRows in, const SampleRow* rows, void* scratch) {
+  if (in.rows == 0) return;
   const Scratch s = layout(scratch, in.rows, in.cols);
   const dim3 slices(kSlices, static_cast<unsigned>(in.rows));
   simt::launch(scan_kernel, slices, kThreads, sizeof(ScanShared), as_stream(stream), in, rows, s);

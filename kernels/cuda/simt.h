@@ -6,7 +6,10 @@
 //   - a kernel is started with simt::launch(), never with <<<>>>;
 //   - its shared memory is one struct, taken with simt::shared<S>(), its size is sizeof(S);
 //   - no PTX outside this header, no spinning on another block, no dynamic parallelism;
-//   - what changes from step to step is read from device memory, never passed by value.
+//   - what changes from step to step is read from device memory, never passed by value;
+//   - a kernel may begin before the one ahead of it has ended: every thread calls wait_for_previous(), before it
+//   touches
+//     anything that a kernel writes and before it ends. Until then it may read weights.
 #pragma once
 
 #include <math.h>
@@ -32,6 +35,22 @@ __device__ __forceinline__ S& shared() {
   return *reinterpret_cast<S*>(memory);
 }
 
+// Whether the code that this device runs has the two functions below; without them a kernel must not begin early.
+template <class Kernel>
+bool may_begin_early(Kernel* kernel) {
+  constexpr int kDevices = 16;
+  enum : char { unknown, no, yes };
+  static thread_local char known[kDevices] = {};
+  int device = 0;
+  cudaGetDevice(&device);
+  char& here = known[device % kDevices];
+  if (here == unknown || device >= kDevices) {
+    cudaFuncAttributes attributes{};
+    here = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 ? yes : no;
+  }
+  return here == yes;
+}
+
 // A refused launch stays as the run time's last error, which the device seam reads after every step.
 template <class... P, class... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, A&&... args) {
@@ -44,6 +63,11 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, St
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute begins_early{};
+  begins_early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  begins_early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &begins_early;
+  config.numAttrs = may_begin_early(kernel) ? 1 : 0;
   cudaLaunchKernelEx(&config, kernel, P(static_cast<A&&>(args))...);
 }
 
@@ -54,6 +78,18 @@ inline size_t shared_limit() {
   cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return static_cast<size_t>(bytes);
 }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kBeginsEarly = true;
+// Returns when every kernel ahead has ended and what it wrote is there.
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+// The next kernel may begin when every block has said so or has ended.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
+#else
+constexpr bool kBeginsEarly = false;
+__device__ __forceinline__ void wait_for_previous() {}
+__device__ __forceinline__ void let_next_start() {}
+#endif
 
 // Collectives of a whole warp: every live lane must reach the same one.
 template <class T>

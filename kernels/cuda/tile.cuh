@@ -181,6 +181,17 @@ struct WeightTile {
   }
 };
 
+// Asks for this lane's quarter of the turn at column `col` of its two rows to be in L2 soon.
+template <Plane plane>
+__device__ __forceinline__ void prefetch_turn(const WeightTile<plane>& tile, const Matrix& w, int col) {
+  constexpr int kQuarter = kTurn / 4;
+  const int c = col + static_cast<int>(threadIdx.x) % 4 * kQuarter;
+#pragma unroll
+  for (const WeightRow<plane>& row : tile.rows) {
+    if (row.values != nullptr && c < w.padded_cols) simt::prefetch_l2(row.values + plane_bytes(plane, c));
+  }
+}
+
 // Four activations as two bf16 pairs in the order of plane's pairs; zeros from column `cols` on.
 template <Plane plane>
 __device__ __forceinline__ uint2 stage_run(const float* row, int col, int cols) {

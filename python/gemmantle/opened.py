@@ -104,6 +104,7 @@ class OpenModel:
             default_reasoning=options.default_reasoning,
             unknown_fields=options.unknown_fields,
             max_queue_ms=options.max_queue_ms or 0,
+            stream_interval_ms=options.stream_interval_ms,
             chat_suppress=tuple(sorted(chat_suppress)),
             raw_suppress=tuple(raw_suppress),
             call_id=words.special.get("<|tool_call>"),

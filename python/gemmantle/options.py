@@ -39,6 +39,7 @@ class Options:
     max_queue: int = 1024
     max_queue_ms: int | None = None
     idle_stream_timeout: float = 120.0
+    stream_interval_ms: int | None = None
     default_sampling: str = "model"
     default_reasoning: str = "none"
     unknown_fields: str = "error"
@@ -59,6 +60,9 @@ class Options:
             raise _wrong("kv_budget", self.kv_budget, "a number of bytes or 'auto'")
         if type(self.max_queue) is not int or self.max_queue < 0:
             raise _wrong("max_queue", self.max_queue, "0 or a positive integer")
+        interval = self.stream_interval_ms
+        if interval is not None and (type(interval) is not int or not 0 <= interval <= 10_000):
+            raise _wrong("stream_interval_ms", interval, "a number of milliseconds up to 10,000, or None")
         seconds = self.idle_stream_timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0.001 <= seconds <= 1e6:
             raise _wrong("idle_stream_timeout", seconds, "a number of seconds")

@@ -144,6 +144,8 @@ def test_an_engine_pickles_as_its_arguments(folder):
         ("kv_budget", "all"),
         ("max_queue", -1),
         ("idle_stream_timeout", 0),
+        ("stream_interval_ms", -1),
+        ("stream_interval_ms", 0.5),
     ],
 )
 def test_arguments_out_of_range_are_named(folder, name, value):

@@ -16,7 +16,7 @@ from serving import serving
 
 import gemmantle
 from gemmantle import cli
-from gemmantle.api import Reply
+from gemmantle.api.protocol import Reply
 from gemmantle.errors import CorruptFile, UnsupportedHardware
 from gemmantle.server import Application, ServedModels
 

@@ -55,11 +55,52 @@ std::vector<AttendTile> tiles_of(std::span<const int32_t> sequence, int most) {
   return tiles;
 }
 
-// A list of a SampleRow into step memory, and its address into the row that lies at `at` of `holder`.
-template <class T>
-void bring(StepMemory& memory, StepMemory::Slot holder, size_t at, const T* list, int64_t n) {
-  if (list == nullptr) return;
-  memory.point(holder, at, memory.put(std::span(list, static_cast<size_t>(n))));
+// The lists of all rows to sample behind each other: a step's key knows the room they take together, not which row has
+// which list, so that it stays while some of them grow, come and go.
+class SampleLists {
+ public:
+  SampleLists(std::span<const SampleRow> rows, int64_t vocabulary) {
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const SampleRow& row = rows[r];
+      const size_t at = r * sizeof(SampleRow);
+      add(at + offsetof(SampleRow, seen), row.seen, row.n_seen);
+      add(at + offsetof(SampleRow, bias), row.bias, row.n_bias);
+      add(at + offsetof(SampleRow, banned), row.banned, row.n_banned);
+      add(at + offsetof(SampleRow, allowed), row.allowed, (vocabulary + 31) / 32);
+    }
+  }
+
+  // Into step memory, and their addresses into the rows that lie at `rows`.
+  StepMemory::Slot bring(StepMemory& memory, StepMemory::Slot rows) const {
+    const StepMemory::Slot lists = memory.put(std::span(bytes_));
+    for (const Place& p : places_) memory.point(rows, p.pointer, {lists.offset + p.list, 0});
+    return lists;
+  }
+
+ private:
+  struct Place {
+    size_t pointer, list;
+  };
+
+  template <class T>
+  void add(size_t pointer, const T* list, int64_t n) {
+    if (list == nullptr) return;
+    constexpr size_t kListAlign = 16;
+    places_.push_back({pointer, bytes_.size()});
+    const auto bytes = std::as_bytes(std::span(list, static_cast<size_t>(n)));
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+    bytes_.resize((bytes_.size() + kListAlign - 1) / kListAlign * kListAlign);
+  }
+
+  std::vector<std::byte> bytes_;
+  std::vector<Place> places_;
+};
+
+// K and V of `k`'s shape may go to these slots.
+void check_slots(const KvView& kv, Tensor k, std::span<const int32_t> slots) {
+  GEMMANTLE_CHECK(kv.k.dtype == DType::bf16 && kv.k.cols == k.cols && kv.k.stride == k.cols);
+  GEMMANTLE_CHECK(k.rows == static_cast<int64_t>(slots.size()));
+  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= 0 && slot < kv.k.rows, "slot ", slot);
 }
 
 }  // namespace
@@ -152,8 +193,8 @@ void CudaOps::rope(Tensor x, int64_t head_dim, Rope rope, std::span<const int32_
 }
 
 void CudaOps::store_kv(KvView kv, Tensor k, Tensor v, std::span<const int32_t> slots) {
-  GEMMANTLE_CHECK(kv.k.dtype == DType::bf16 && kv.k.cols == k.cols && kv.k.stride == k.cols && v.cols == k.cols);
-  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= 0 && slot < kv.k.rows, "slot ", slot);
+  GEMMANTLE_CHECK(v.cols == k.cols);
+  check_slots(kv, k, slots);
   const StepMemory::Slot brought = memory_.share(slots);
   if (!launches("store_kv", kv.k, kv.v, k, v, brought)) return;
   cuda::store_kv(stream_, static_cast<Bf16*>(kv.k.data), static_cast<Bf16*>(kv.v.data), input_of(k), input_of(v),
@@ -248,19 +289,11 @@ void CudaOps::sample(Tensor logits, std::span<const SampleRow> rows, std::span<S
   GEMMANTLE_CHECK(logits.rows == static_cast<int64_t>(rows.size()) && rows.size() == tokens.size());
   if (rows.empty()) return;
   const StepMemory::Slot brought = memory_.put(rows);
-  const int64_t mask_words = (logits.cols + 31) / 32;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const SampleRow& row = rows[r];
-    const size_t at = r * sizeof(SampleRow);
-    bring(memory_, brought, at + offsetof(SampleRow, seen), row.seen, row.n_seen);
-    bring(memory_, brought, at + offsetof(SampleRow, bias), row.bias, row.n_bias);
-    bring(memory_, brought, at + offsetof(SampleRow, banned), row.banned, row.n_banned);
-    bring(memory_, brought, at + offsetof(SampleRow, allowed), row.allowed, mask_words);
-  }
+  const StepMemory::Slot lists = SampleLists(rows, logits.cols).bring(memory_, brought);
   const StepMemory::Slot drawn = memory_.result(tokens.data(), tokens.size_bytes());
   void* scratch = memory_.scratch(sample_scratch_bytes(static_cast<int>(logits.rows), static_cast<int>(logits.cols)));
-  if (!launches("sample", logits, brought, drawn)) return;
-  cuda::sample(stream_, memory_.address<SampledToken>(drawn), rows_of(logits), memory_.address<SampleRow>(brought),
+  if (!launches("sample", logits, brought, lists, drawn)) return;
+  cuda::sample(stream_, memory_.address<SampledToken>(drawn), input_of(logits), memory_.address<SampleRow>(brought),
                scratch);
 }
 
@@ -271,6 +304,41 @@ void CudaOps::check_finite(Tensor x, int tag) {
 void CudaOps::add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) {
   if (!launches("add_norm", h, y, post, scale, next, x, eps)) return;
   cuda::add_norm(stream_, rows_of(h), input_of(y), post, scale, next, rows_of(x), eps);
+}
+
+void CudaOps::prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
+                          std::span<const int32_t> slots) {
+  if (!attend_takes(static_cast<int>(heads.dim))) return Ops::prepare_qkv(heads, kv, positions, slots);
+  const bool has_kv = heads.k.cols > 0, has_values = heads.values != QkvHeads::Values::normed_keys;
+  const StepMemory::Slot at = memory_.share(positions);
+  StepMemory::Slot to;
+  if (has_kv) {
+    check_slots(kv, heads.k, slots);
+    to = memory_.share(slots);
+  }
+  if (!launches("prepare_qkv", heads.q, heads.k, has_values ? heads.v : Tensor{}, heads.q_norm, heads.k_norm,
+                static_cast<int>(heads.values), heads.eps, heads.rope.freq, static_cast<int>(heads.dim), kv.k, kv.v, at,
+                to)) {
+    return;
+  }
+  QkvArgs args;
+  if (heads.q.cols > 0) args.q = rows_of(heads.q);
+  if (has_kv) {
+    args.k = input_of(heads.k);
+    if (has_values) args.v = input_of(heads.v);
+    args.norms_v = heads.values == QkvHeads::Values::normed;
+    args.k_cache = static_cast<Bf16*>(kv.k.data);
+    args.v_cache = static_cast<Bf16*>(kv.v.data);
+    args.slots = memory_.address<int32_t>(to);
+  }
+  args.rows = static_cast<int>(positions.size());
+  args.dim = static_cast<int>(heads.dim);
+  args.q_norm = heads.q_norm;
+  args.k_norm = heads.k_norm;
+  args.eps = heads.eps;
+  args.freq = heads.rope.freq;
+  args.positions = memory_.address<int32_t>(at);
+  cuda::prepare_qkv(stream_, args);
 }
 
 void CudaOps::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) {

@@ -42,6 +42,8 @@ class CudaOps : public Ops {
   void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override;
   void check_finite(Tensor x, int tag) override;
   void add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) override;
+  void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
+                   std::span<const int32_t> slots) override;
   void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) override;
 
  private:

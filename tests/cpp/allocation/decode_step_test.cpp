@@ -88,9 +88,9 @@ class Worker {
   int64_t step() {
     const int64_t before = asked.load();
     const std::vector<ScheduledRows>& plan = scheduler_->plan();
-    const Tensor logits = runner_->forward(builder_->build(plan));
+    const Batch& batch = builder_->build(plan);
     sampled_.resize(builder_->sample_rows().size());
-    if (!sampled_.empty()) runner_->sample(logits, builder_->sample_rows(), sampled_);
+    runner_->forward(batch, builder_->sample_rows(), sampled_);
     const int64_t count = asked.load() - before;
     for (const ScheduledRows& entry : plan) entry.sequence->computed += entry.rows;
     for (size_t r = 0; r < sampled_.size(); ++r) builder_->wanted()[r].sequence->accept(sampled_[r]);

@@ -575,6 +575,34 @@ TEST_P(OpsTest, fusions_are_their_composition) {
   }
 }
 
+TEST_P(OpsTest, prepare_qkv_is_its_composition) {
+  using Values = QkvHeads::Values;
+  Random random(18);
+  constexpr int64_t kDim = 32, kSlots = 9;
+  const std::vector<float> q_norm = random.normals(kDim), k_norm = random.normals(kDim);
+  std::vector<float> freq(kDim / 2, 0.0f);
+  for (size_t i = 0; i < 10; ++i) freq[i] = std::pow(1e4f, -static_cast<float>(i) / 16);
+  const std::vector<int32_t> positions = {0, 3, 9000}, slots = {8, 0, 4};
+  for (const Values values : {Values::given, Values::normed, Values::normed_keys}) {
+    for (const auto& [queries, keys] : {std::pair{3, 2}, {3, 0}, {0, 2}}) {
+      Rows q(random, 3, queries * kDim), k(random, 3, keys * kDim), v(random, 3, keys * kDim);
+      Rows pool_k(kSlots, keys * kDim), pool_v = pool_k;
+      Rows q2 = q, k2 = k, v2 = v, pool_k2 = pool_k, pool_v2 = pool_v;
+      const auto heads = [&](Rows& of_q, Rows& of_k, Rows& of_v) -> QkvHeads {
+        return {of_q.tensor(), of_k.tensor(), of_v.tensor(), kDim,         q_norm.data(),
+                k_norm.data(), values,        1e-6f,         {freq.data()}};
+      };
+      run([&](Ops& ops) {
+        ops.prepare_qkv(heads(q, k, v), {pool_k.tensor(), pool_v.tensor(), 3}, positions, slots);
+        ops.Ops::prepare_qkv(heads(q2, k2, v2), {pool_k2.tensor(), pool_v2.tensor(), 3}, positions, slots);
+      });
+      EXPECT_EQ(q.values, q2.values);
+      EXPECT_EQ(pool_k.values, pool_k2.values);
+      EXPECT_EQ(pool_v.values, pool_v2.values);
+    }
+  }
+}
+
 TEST_P(OpsTest, memory_is_zeroed_aligned_and_copied) {
   const Buffer zero = backend_->allocate(1000);
   EXPECT_EQ(zero.bytes, 1000u);

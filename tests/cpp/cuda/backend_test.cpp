@@ -138,6 +138,45 @@ TEST_F(CudaBackendTest, rows_by_number) {
           [&](Ops& ops, Tensor y, bool) { ops.rope(y, 64, {freq.data()}, positions); });
 }
 
+TEST_F(CudaBackendTest, prepare_qkv_is_its_parts) {
+  using Values = QkvHeads::Values;
+  Random random(10);
+  constexpr int64_t kSlots = 5;
+  const std::vector<int32_t> positions = {5, 0, 70000}, slots = {4, 0, 2};
+  for (const int64_t dim : {64, 256, 512}) {  // 64: the parts themselves
+    const std::vector<float> q_norm = random.normals(dim), k_norm = random.normals(dim);
+    std::vector<float> freq(static_cast<size_t>(dim / 2));
+    for (size_t i = 0; i < 20; ++i) freq[i] = std::pow(1e4f, -static_cast<float>(i) / 32);
+    for (const Values values : {Values::given, Values::normed, Values::normed_keys}) {
+      const Rows k(random, 3, 2 * dim), v(random, 3, 2 * dim);
+      const Buffer found_k = cuda_->allocate(kSlots * 2 * dim * 2), found_v = cuda_->allocate(kSlots * 2 * dim * 2);
+      Rows wanted_k(kSlots, 2 * dim, 0), wanted_v = wanted_k;
+      compare(Rows(random, 3, 3 * dim), kF32, str("q, dim ", dim), [&](Ops& ops, Tensor q, bool on_cuda) {
+        const auto pool = [&](const Buffer& found, Rows& wanted) -> Tensor {
+          return on_cuda ? Tensor{found.data, DType::bf16, kSlots, 2 * dim, 2 * dim} : wanted.tensor();
+        };
+        Rows keys = k, given = v;  // they are overwritten
+        const QkvHeads heads{q,      keys.tensor(), given.tensor(), dim, q_norm.data(), k_norm.data(),
+                             values, kEps,          {freq.data()}};
+        ops.prepare_qkv(heads, {pool(found_k, wanted_k), pool(found_v, wanted_v), 1, 2}, positions, slots);
+      });
+      for (const auto& [found, wanted] : {std::pair{&found_k, &wanted_k}, {&found_v, &wanted_v}}) {
+        std::vector<uint16_t> bits(static_cast<size_t>(kSlots * 2 * dim));
+        cuda_->read(bits.data(), found->data, found->bytes);
+        Rows stored(3, 2 * dim), of_reference(3, 2 * dim);
+        for (int64_t r = 0; r < 3; ++r) {
+          for (int64_t c = 0; c < 2 * dim; ++c) {
+            const int64_t slot = slots[static_cast<size_t>(r)];
+            stored.at(r, c) = bf16_to_f32(bits[static_cast<size_t>(slot * 2 * dim + c)]);
+            of_reference.at(r, c) = wanted->at(slot, c);
+          }
+        }
+        expect_close(stored, of_reference, kBf16, str("K or V, dim ", dim));
+      }
+    }
+  }
+}
+
 // Two sequences whose blocks lie scattered: one a prompt of several tiles, one a single late row.
 class CudaAttendTest : public CudaBackendTest {
  protected:
@@ -321,6 +360,36 @@ TEST_F(CudaBackendTest, a_step_of_a_known_shape_is_replayed_with_what_it_brings)
   EXPECT_EQ(simt::host::replays - before, 4);  // all but the first
   cuda_->run([&](Ops& ops) { ops.add(y.tensor(), y.tensor(), 1.0f); });
   EXPECT_EQ(simt::host::replays - before, 4);  // another step is no replay
+}
+
+TEST_F(CudaBackendTest, a_step_that_draws_waits_once_and_is_replayed_while_its_lists_change) {
+  Random random(11);
+  const int64_t vocabulary = 300;
+  const RandomWeight w(random, FormatId::bf16, vocabulary, 40);
+  const Pair p = place(w);
+  Rows x(random, 2, 40), logits(2, vocabulary);
+  const std::vector<uint32_t> allowed(10, 0x55555555u);
+  std::vector<TokenCount> seen;
+  const int replays = simt::host::replays, waits = simt::host::waits;
+  constexpr int kSteps = 6;
+  for (int step = 0; step < kSteps; ++step) {
+    seen.push_back({step, 1});
+    std::vector<SampleRow> rows(2);
+    rows[0].seen = seen.data();
+    rows[0].n_seen = static_cast<int64_t>(seen.size());
+    rows[0].presence_penalty = 2;
+    rows[1].allowed = step % 2 == 0 ? allowed.data() : nullptr;
+    rows[0].position = rows[1].position = static_cast<uint64_t>(step);
+    std::vector<SampledToken> found(2), wanted(2);
+    cuda_->run([&](Ops& ops) {
+      ops.linear(logits.tensor(), x.tensor(), p.placed);
+      ops.sample(logits.tensor(), rows, found);
+    });
+    reference_->run([&](Ops& ops) { ops.sample(logits.tensor(), rows, wanted); });
+    for (size_t r = 0; r < rows.size(); ++r) EXPECT_EQ(found[r].id, wanted[r].id) << "row " << r << ", step " << step;
+  }
+  EXPECT_EQ(simt::host::waits - waits, kSteps);
+  EXPECT_EQ(simt::host::replays - replays, kSteps - 1);
 }
 
 TEST_F(CudaBackendTest, other_types_of_k_and_v_are_refused) {

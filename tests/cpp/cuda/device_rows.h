@@ -97,8 +97,8 @@ class DeviceRows {
   DeviceArray<float> device_;
 };
 
-// Runs `body(name)` with ready threads taken forward, in reverse and shuffled, with late and with early copies. Results
-// a body hands to SameBits must not differ.
+// Runs `body(name)` with ready threads taken forward, in reverse and shuffled, with late and with early copies, and the
+// shuffled ones begin before the kernel ahead has ended. Results a body hands to SameBits must not differ.
 template <class Body>
 void in_every_order(Body&& body) {
   const simt::Config before = simt::config;
@@ -108,6 +108,7 @@ void in_every_order(Body&& body) {
                                       {simt::Order::shuffled, "shuffled"}}) {
       simt::config.order = order;
       simt::config.early_copies = early;
+      simt::config.hides_previous = order == simt::Order::shuffled;
       body(std::string(name) + (early ? ", early copies" : ", late copies"));
     }
   }

@@ -7,6 +7,7 @@
 
 #include "cuda/device_rows.h"
 #include "kernels/common/float.h"
+#include "simt_memory.h"
 
 namespace gemmantle::cuda::test {
 
@@ -66,6 +67,9 @@ class DeviceWeight {
     device_values_ = DeviceArray<uint8_t>(bytes);
     device_scales_ = on_device(scales, kind.wide_scales);
     device_offsets_ = on_device(offsets, kind.wide_scales);
+    for (const auto* array : {&device_values_, &device_scales_, &device_offsets_}) {
+      simt::host::mark_constant(array->data());
+    }
     matrix_.plane = kind.plane;
     matrix_.wide_scales = kind.wide_scales;
     matrix_.group = kind.group;

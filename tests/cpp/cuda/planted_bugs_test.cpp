@@ -32,6 +32,9 @@ enum class Bug {
   half_warp_mma,
   unguarded_tail,
   shared_overrun,
+  missing_start,
+  read_too_early,
+  write_too_early,
 };
 
 constexpr int kThreads = 128;
@@ -43,9 +46,12 @@ struct SumMemory {
 // out[0] = the sum of n values: a block reduction.
 template <Bug bug>
 __global__ void sum_kernel(float* out, const float* x, int n) {
+  const float early = bug == Bug::read_too_early ? x[0] : 0;
+  if (bug == Bug::write_too_early) out[0] = 0;
+  if (bug != Bug::missing_start) begin_in_order();
   auto& s = simt::shared<SumMemory>();
   const int t = static_cast<int>(threadIdx.x), lane = t % kWarp;
-  float sum = 0;
+  float sum = t == 0 ? early : 0;
   for (int i = t; i < n + (bug == Bug::unguarded_tail ? kThreads : 0); i += kThreads) sum += x[i];
   if (bug == Bug::shuffle_from_exited_lane && lane == 31) return;
   if (bug != Bug::shuffle_for_some || lane % 2 == 0) sum = warp_sum(sum);
@@ -72,6 +78,7 @@ struct TileMemory {
 // out[i] = sum over tiles of the i-th value of each: two buffers filled by asynchronous copies.
 template <Bug bug>
 __global__ void stream_kernel(float* out, const Bf16* x, int tiles) {
+  begin_in_order();
   auto& s = simt::shared<TileMemory>();
   const int t = static_cast<int>(threadIdx.x);
   const auto fetch = [&](int tile) {
@@ -108,6 +115,7 @@ struct ProductMemory {
 // d = a b^T of two 16 x 16 matrices, by one warp.
 template <Bug bug>
 __global__ void product_kernel(float* d, const Bf16* a, const Bf16* b) {
+  begin_in_order();
   auto& s = simt::shared<ProductMemory>();
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = lane; i < 256; i += kWarp) {
@@ -210,6 +218,10 @@ TEST(CudaShim, wrong_order_shows_in_some_order) {
   EXPECT_FALSE(stream_is_right<Bug::missing_wait>());
 }
 
+TEST(CudaShim, what_is_read_before_the_kernel_ahead_has_ended_is_not_there_yet) {
+  EXPECT_FALSE(sum_is_right<Bug::read_too_early>());
+}
+
 TEST(CudaShim, a_wrong_layout_gives_wrong_values) { EXPECT_FALSE(product_is_right<Bug::swapped_fragment>()); }
 
 TEST(CudaShimDeathTest, what_a_gpu_leaves_undefined_is_said_by_name) {
@@ -217,6 +229,8 @@ TEST(CudaShimDeathTest, what_a_gpu_leaves_undefined_is_said_by_name) {
   EXPECT_DEATH(sum_is_right<Bug::shuffle_for_some>(), "deadlock|different collectives|waits at a collective");
   EXPECT_DEATH(sum_is_right<Bug::shuffle_from_exited_lane>(), "lane that has exited|waits at a collective");
   EXPECT_DEATH(sum_is_right<Bug::different_collectives>(), "different collectives");
+  EXPECT_DEATH(sum_is_right<Bug::missing_start>(), "without wait_for_previous");
+  EXPECT_DEATH(sum_is_right<Bug::write_too_early>(), "wrote before it waited");
   EXPECT_DEATH(stream_is_right<Bug::copies_left>(), "copies it never waited for");
   EXPECT_DEATH(stream_is_right<Bug::misaligned_copy>(), "not 16-byte aligned");
   EXPECT_DEATH(product_is_right<Bug::half_warp_mma>(), "needs all 32 lanes|exited while its warp waits");
@@ -254,6 +268,7 @@ TEST(CudaShim, launches_a_gpu_would_refuse_are_refused) {
 TEST(CudaShim, collectives_do_what_the_manual_says) {
   struct Kernel {
     static void run(int* out) {
+      begin_in_order();
       const int lane = static_cast<int>(threadIdx.x);
       out[lane] = simt::shfl(lane * 3, (lane + 5) % 32);
       out[32 + lane] = simt::shfl_xor(lane, 6);

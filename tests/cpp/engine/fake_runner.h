@@ -41,7 +41,7 @@ class FakeRunner final : public StepRunner {
       kv_[g].resize(static_cast<size_t>(limits.blocks[g] * limits.block_size), {-1, -1});
   }
 
-  Tensor forward(const Batch& batch) override {
+  Tensor forward(const Batch& batch, std::span<const SampleRow> draws, std::span<SampledToken> tokens) override {
     if (model_->on_forward) model_->on_forward(batch);
     ++model_->steps;
     model_->most_rows = std::max(model_->most_rows.load(), batch.rows());
@@ -64,17 +64,15 @@ class FakeRunner final : public StepRunner {
         row[i] = 0.01f * static_cast<float>((i * 7 + at(batch.positions, r)) % 13);
       row[model_->next_id ? model_->next_id(seen) : hashed_next(seen, model_->vocabulary)] = 10;
     }
-    return {logits_.data(), DType::f32, wanted, model_->vocabulary, model_->vocabulary};
+    const Tensor logits{logits_.data(), DType::f32, wanted, model_->vocabulary, model_->vocabulary};
+    scratch_.resize(reference::sample_scratch_bytes(logits.cols));
+    for (size_t r = 0; r < draws.size(); ++r) {
+      reference::sample_row(logits.row(static_cast<int64_t>(r)), logits.cols, draws[r], tokens[r], scratch_.data());
+    }
+    return logits;
   }
 
   void read(float* host, Tensor row) override { std::copy_n(row.row(0), row.cols, host); }
-
-  void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override {
-    scratch_.resize(reference::sample_scratch_bytes(logits.cols));
-    for (size_t r = 0; r < rows.size(); ++r) {
-      reference::sample_row(logits.row(static_cast<int64_t>(r)), logits.cols, rows[r], tokens[r], scratch_.data());
-    }
-  }
 
  private:
   struct Entry {

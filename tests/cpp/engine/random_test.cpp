@@ -142,9 +142,8 @@ class Simulation {
       for (const ScheduledRows& entry : plan) remove(*entry.sequence);
       return;
     }
-    const Tensor logits = runner_.forward(batch);
     std::vector<SampledToken> sampled(builder_.sample_rows().size());
-    if (!sampled.empty()) runner_.sample(logits, builder_.sample_rows(), sampled);
+    runner_.forward(batch, builder_.sample_rows(), sampled);
     const std::vector<BatchBuilder::Wanted> wanted = builder_.wanted();
     std::vector<Sequence*> ended;
     for (const ScheduledRows& entry : plan) {

@@ -48,7 +48,7 @@ void DeviceStream::download(void* host, const void* device, size_t bytes) {
 void DeviceStream::zero(void* device, size_t bytes) {
   enqueue([=] { std::memset(device, 0, bytes); });
 }
-void DeviceStream::wait() {}
+void DeviceStream::wait() { ++simt::host::waits; }
 
 std::unique_ptr<RecordedWork> DeviceStream::record(const std::function<void()>& work) {
   auto recorded = std::make_unique<Closures>();

@@ -1,5 +1,7 @@
 #include "simt_fibers.h"
 
+#include "simt_memory.h"
+
 #if defined(__x86_64__)
 asm(R"(.text
 .globl simt_switch
@@ -81,6 +83,7 @@ void fiber_main() {
     }
     f->state = Fiber::done;
     f->warp->live &= ~(1u << f->lane);
+    if (!f->has_waited) die("a thread ended without wait_for_previous()");
     if (f->warp->arrived != 0) die("a lane exited while its warp waits at a collective");
     if (--block->live > 0 && block->waiting == block->live) release_barrier();
   }
@@ -111,7 +114,7 @@ void* first_stack(const Fiber& f) {
 void prepare(Block& b, uint3 index, size_t shared_bytes) {
   b.index = index;
   b.live = b.threads;
-  b.waiting = 0;
+  b.waiting = b.at_previous = 0;
   void* memory = nullptr;
   if (posix_memalign(&memory, 1024, shared_bytes > 0 ? shared_bytes : 1) != 0) die("no memory for shared memory");
   b.shared = static_cast<unsigned char*>(std::memset(memory, 0xff, shared_bytes));  // NaN until written
@@ -119,6 +122,7 @@ void prepare(Block& b, uint3 index, size_t shared_bytes) {
   for (unsigned t = 0; t < b.threads; ++t) {
     Fiber& f = b.fibers[t];
     f.state = Fiber::ready;
+    f.has_waited = false;
     f.lane = t % 32;
     f.warp = &b.warps[t / 32];
     f.index = {t % b.block.x, t / b.block.x % b.block.y, t / b.block.x / b.block.y};
@@ -178,6 +182,7 @@ void run_block(Block& b, uint3 index, size_t shared_bytes) {
   Quiet quiet;
   prepare(b, index, shared_bytes);
   block = &b;
+  if (config.hides_previous && index.x + index.y + index.z == 0) hide_memory();
   release(&launch_tag);
   Draw draw(config.seed, index);
   const auto warps = static_cast<unsigned>(b.warps.size());
@@ -214,6 +219,21 @@ void barrier(unsigned line) {
     }
   }
   acquire(tag);
+}
+
+// Orders nothing within the block: on a GPU every thread waits for itself.
+void wait_for_previous() {
+  Quiet quiet;
+  if (std::exchange(fiber->has_waited, true) || !is_memory_hidden()) return;
+  if (++block->at_previous < block->live) {
+    fiber->state = Fiber::at_previous;
+    switch_to(*fiber, block->scheduler);
+    return;
+  }
+  show_memory();
+  for (Fiber& f : block->fibers) {
+    if (f.state == Fiber::at_previous) f.state = Fiber::ready;
+  }
 }
 
 void collective(void* argument, const void* which, void (*apply)(void** arguments, unsigned live)) {

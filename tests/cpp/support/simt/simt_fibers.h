@@ -43,6 +43,9 @@ struct Config {
   bool early_copies = false;
   unsigned seed = 1;
   size_t shared_limit = 227 * 1024;  // bytes of shared memory a block may have
+  // Until the first block of a launch has waited for the launch ahead, device memory is NaN: all of it may be what that
+  // one writes, but for what is said to be constant.
+  bool hides_previous = false;
 };
 inline Config config;
 
@@ -75,7 +78,8 @@ struct Warp {
 };
 
 struct Fiber : Context {
-  enum State { ready, at_barrier, at_collective, done } state;
+  enum State { ready, at_barrier, at_collective, at_previous, done } state;
+  bool has_waited;  // for the launch ahead
   uint3 index;
   unsigned lane;
   Warp* warp;
@@ -86,7 +90,7 @@ struct Block {
   static constexpr size_t kStackBytes = 256 * 1024;
   dim3 grid, block;
   uint3 index;
-  unsigned threads, live, waiting, turn, line;
+  unsigned threads, live, waiting, turn, line, at_previous;
   char tags[2];
   Context scheduler;
   std::vector<Fiber> fibers;
@@ -106,10 +110,12 @@ inline char launch_tag, done_tag;  // what the start and the end of a launch ord
 // Where launches go instead of running, with their arguments by value, while a step is being recorded.
 inline thread_local std::vector<std::function<void()>>* recording = nullptr;
 inline thread_local int replays = 0;  // recordings that ran, since the program began
+inline thread_local int waits = 0;    // for a stream, since the program began
 
 void run_block(Block& b, uint3 index, size_t shared_bytes);
 void make_fibers(Block& b, unsigned threads);
 void barrier(unsigned line);
+void wait_for_previous();
 // Hands in this lane's argument; the last live lane applies `apply` to all 32 (null where a lane has exited).
 void collective(void* argument, const void* which, void (*apply)(void** arguments, unsigned live));
 

@@ -249,6 +249,10 @@ inline void fast_sincos(float x, float* sine, float* cosine) {
 }
 inline void prefetch_l2(const void*) {}
 
+inline constexpr bool kBeginsEarly = true;
+inline void wait_for_previous() { host::wait_for_previous(); }
+inline void let_next_start() {}
+
 }  // namespace simt
 
 #define threadIdx (::simt::host::fiber->index)

@@ -16,6 +16,7 @@
 
 #include "core/error.h"
 #include "simt_fibers.h"
+#include "simt_memory.h"
 
 namespace simt::host {
 namespace {
@@ -159,7 +160,12 @@ size_t device_memory_bytes(int ordinal) { return devices().room(ordinal); }
 size_t device_free_bytes(int ordinal) { return devices().free(ordinal); }
 
 std::shared_ptr<std::byte> take_device_memory(size_t bytes) {
-  return {devices().take(bytes), [](std::byte* data) { devices().give_back(data); }};
+  std::byte* taken = devices().take(bytes);
+  add_memory(reinterpret_cast<unsigned char*>(taken), bytes);
+  return {taken, [](std::byte* data) {
+            remove_memory(reinterpret_cast<unsigned char*>(data));
+            devices().give_back(data);
+          }};
 }
 
 std::shared_ptr<std::byte> take_pinned_memory(size_t bytes) {
