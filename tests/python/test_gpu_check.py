@@ -1,4 +1,4 @@
-"""tools/gpu_check as a program: stages that cannot run say why, everything is written down, unknown ones are refused."""
+"""tools/gpu_check as a program: a stage that cannot run says why, all is written down, unknown ones are refused."""
 
 from __future__ import annotations
 
