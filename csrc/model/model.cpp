@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "model/activations.h"
 #include "model/gemma4.h"
+#include "model/padding.h"
 #include "model/weights.h"
 
 namespace gemmantle {
@@ -85,6 +86,7 @@ struct Model::Parts {
   std::unique_ptr<Placement> placement;
   std::unique_ptr<ModelWeights> weights;
   std::vector<Activations> activations;  // of each device
+  Padding padding;
   TailBatch tail;
   Buffer staging;  // between two devices
 
@@ -168,27 +170,35 @@ void Model::reserve(int64_t rows, int64_t logit_rows) {
   }
 }
 
-Tensor Model::forward(const Batch& batch, KvCache& kv, std::span<const SampleRow> draws,
+Tensor Model::forward(const Batch& given, KvCache& kv, std::span<const SampleRow> draws,
                       std::span<SampledToken> tokens) {
   Parts& p = *parts_;
-  check_batch(batch, p.config);
+  check_batch(given, p.config);
+  // A row of padding in a mixture would read the weights of experts that nobody asked for.
+  const bool may_pad = !p.config.has_moe() && is_decode_step(given);
+  const int64_t rows = may_pad ? p.placement->first().padded_rows(given.rows()) : given.rows();
+  const bool is_padded = rows > given.rows();
+  const Batch& batch = is_padded ? p.padding.fill(given, rows) : given;
+  const std::span<const SampleRow> drawn = is_padded ? p.padding.fill(draws, rows) : draws;
+  const std::span<SampledToken> results = is_padded ? p.padding.tokens() : tokens;
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
   for (int d = 0; d < p.placement->devices(); ++d) {
     const Stretch& stretch = p.placement->stretch(d);
-    const int64_t rows = rows_at(p.config, stretch.first, batch, tail).rows();
-    if (rows == 0) break;  // nobody wants logits, and all K and V are written
-    if (d > 0) p.hand_over(d - 1, rows);
+    const int64_t entering = rows_at(p.config, stretch.first, batch, tail).rows();
+    if (entering == 0) break;  // nobody wants logits, and all K and V are written
+    if (d > 0) p.hand_over(d - 1, entering);
     Activations& a = p.activations[static_cast<size_t>(d)];
     const auto step = [&](Ops& ops) {
       decoder_forward(ops, p.config, *p.weights, a, kv, stretch, batch, tail);
-      if (stretch.has_head && !draws.empty()) ops.sample(a.logits.slice(0, tail.rows()), draws, tokens);
+      if (stretch.has_head && !drawn.empty()) ops.sample(a.logits.slice(0, tail.rows()), drawn, results);
     };
     // The function itself would be copied to the heap.
     const int bad = p.placement->backend(d).run(std::ref(step));
     if (bad != Backend::kFinite) p.refuse_not_finite(bad);
   }
-  return p.activations.back().logits.slice(0, tail.rows());
+  if (is_padded) std::copy_n(results.begin(), tokens.size(), tokens.begin());
+  return p.activations.back().logits.slice(0, static_cast<int64_t>(given.logit_rows.size()));
 }
 
 }  // namespace gemmantle
