@@ -68,6 +68,10 @@ class Backend {
   // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
   virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;
 
+  // To how many rows a step of one row per sequence is filled up, so that steps have few shapes. Where that is more
+  // than `rows`, ops take rows of padding (batch.h).
+  virtual int64_t padded_rows(int64_t rows) const { return rows; }
+
   // Runs a step; returns after its results are visible to the host. Returns the smallest tag given to
   // Ops::check_finite whose tensor was not finite, or kFinite.
   static constexpr int kFinite = -1;

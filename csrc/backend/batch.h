@@ -2,6 +2,9 @@
 //
 // One step is one flat batch of token rows: prompt chunks, decode rows and mixtures of them are the same call. All are
 // views; whoever fills a Batch keeps the arrays alive until the step has ended.
+//
+// A row of padding, for backends that ask for some (Backend::padded_rows), has id -1 and slot -1 and sees no position:
+// it is zeros from the embedding to the logits, and writes no K and V.
 #pragma once
 
 #include <cstdint>

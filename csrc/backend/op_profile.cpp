@@ -116,6 +116,9 @@ class ProfiledOps final : public Ops {
   void add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) override {
     plain("add_norm", [&] { ops_.add_norm(h, y, post, scale, next, x, eps); });
   }
+  void head(Tensor y, Tensor x, const Weight& w, float cap) override {
+    profile_.add("head", &w, timed([&] { ops_.head(y, x, w, cap); }, bytes_of(w), operations_of(w, x.rows)));
+  }
   void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
                    std::span<const int32_t> slots) override {
     plain("prepare_qkv", [&] { ops_.prepare_qkv(heads, kv, positions, slots); });
@@ -156,6 +159,7 @@ class ProfiledBackend final : public Backend {
   Weight place(const Weight& mapped, std::shared_ptr<const void> keep) override {
     return backend_->place(mapped, std::move(keep));
   }
+  int64_t padded_rows(int64_t rows) const override { return backend_->padded_rows(rows); }
   int run(const std::function<void(Ops&)>& step) override {
     const auto profiled_step = [&](Ops& ops) {
       ProfiledOps timed_ops(ops, *profile_);

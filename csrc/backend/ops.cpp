@@ -24,6 +24,11 @@ void Ops::prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t>
   store_kv(kv, k, v, slots);
 }
 
+void Ops::head(Tensor y, Tensor x, const Weight& w, float cap) {
+  linear(y, x, w);
+  if (cap > 0) softcap(y, cap);
+}
+
 void Ops::geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) {
   const Tensor g = scratch.columns(0, gate.rows);
   const Tensor u = scratch.columns(gate.rows, up.rows);

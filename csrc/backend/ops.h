@@ -101,6 +101,9 @@ class Ops {
   virtual void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
                            std::span<const int32_t> slots);
 
+  // linear, then softcap where cap > 0.
+  virtual void head(Tensor y, Tensor x, const Weight& w, float cap);
+
   // y = down(gelu_tanh(gate x) * (up x)); scratch [rows, 2 * width].
   virtual void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch);
 };

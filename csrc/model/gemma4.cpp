@@ -117,8 +117,7 @@ void decoder_forward(Ops& ops, const ModelConfig& c, const ModelWeights& w, Acti
     ops.check_finite(a.x, l + 1);
   }
   const Tensor logits = a.logits.slice(0, batch->rows());
-  ops.linear(logits, a.normed, w.head);
-  if (c.final_softcap > 0) ops.softcap(logits, c.final_softcap);
+  ops.head(logits, a.normed, w.head, c.final_softcap);
 }
 
 }  // namespace gemmantle

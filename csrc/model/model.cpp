@@ -10,6 +10,7 @@
 #include "core/error.h"
 #include "model/activations.h"
 #include "model/gemma4.h"
+#include "model/padding.h"
 #include "model/weights.h"
 
 namespace gemmantle {
@@ -66,6 +67,7 @@ struct Model::Parts {
   std::unique_ptr<Backend> backend;
   std::unique_ptr<ModelWeights> weights;
   std::unique_ptr<Activations> activations;
+  Padding padding;
   TailBatch tail;
 };
 
@@ -96,15 +98,22 @@ void Model::reserve(int64_t rows, int64_t logit_rows) {
   parts_->activations->reserve(rows, logit_rows, *parts_->backend);
 }
 
-Tensor Model::forward(const Batch& batch, KvCache& kv, std::span<const SampleRow> draws,
+Tensor Model::forward(const Batch& given, KvCache& kv, std::span<const SampleRow> draws,
                       std::span<SampledToken> tokens) {
   Parts& p = *parts_;
-  check_batch(batch, p.config);
+  check_batch(given, p.config);
+  // A row of padding in a mixture would read the weights of experts that nobody asked for.
+  const bool may_pad = !p.config.has_moe() && is_decode_step(given);
+  const int64_t rows = may_pad ? p.backend->padded_rows(given.rows()) : given.rows();
+  const bool is_padded = rows > given.rows();
+  const Batch& batch = is_padded ? p.padding.fill(given, rows) : given;
+  const std::span<const SampleRow> drawn = is_padded ? p.padding.fill(draws, rows) : draws;
+  const std::span<SampledToken> results = is_padded ? p.padding.tokens() : tokens;
   const Batch& tail = p.tail.make(batch);
   reserve(batch.rows(), tail.rows());
   const auto step = [&](Ops& ops) {
     decoder_forward(ops, p.config, *p.weights, *p.activations, kv, batch, tail);
-    if (!draws.empty()) ops.sample(p.activations->logits.slice(0, tail.rows()), draws, tokens);
+    if (!drawn.empty()) ops.sample(p.activations->logits.slice(0, tail.rows()), drawn, results);
   };
   const int bad = p.backend->run(std::ref(step));  // the function itself would be copied to the heap
   if (bad != Backend::kFinite) {
@@ -116,7 +125,8 @@ Tensor Model::forward(const Batch& batch, KvCache& kv, std::span<const SampleRow
                 found.empty() ? str("the hidden state after ", where, " is not finite although its weights are")
                               : str(found, ": the file is damaged, download it again (", p.checkpoint->path(), ")"));
   }
-  return p.activations->logits.slice(0, tail.rows());
+  if (is_padded) std::copy_n(results.begin(), tokens.size(), tokens.begin());
+  return p.activations->logits.slice(0, static_cast<int64_t>(given.logit_rows.size()));
 }
 
 }  // namespace gemmantle

@@ -61,6 +61,9 @@ __device__ __forceinline__ float gelu_tanh(float x) {
   return 0.5f * x * (1.0f + tanhf(kSqrt2OverPi * (x + 0.044715f * x * x * x)));
 }
 
+// y / cap through tanh; cap 0: y as it is.
+__device__ __forceinline__ float capped(float y, float cap) { return cap > 0 ? cap * tanhf(y / cap) : y; }
+
 // A scale or offset of a quantised plane.
 __device__ __forceinline__ float plane_scale(const void* scales, bool wide, int64_t at) {
   return wide ? static_cast<const float*>(scales)[at] : simt::half_to_float(static_cast<const uint16_t*>(scales)[at]);

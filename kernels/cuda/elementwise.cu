@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) gelu_mul_kernel(Rows y, ConstRows ga
 __global__ void __launch_bounds__(kThreads) softcap_kernel(Rows y, float cap) {
   begin_in_order();
   float* to = y.data + blockIdx.x * y.stride;
-  for_columns(y.cols, [&](int c) { to[c] = cap * tanhf(to[c] / cap); });
+  for_columns(y.cols, [&](int c) { to[c] = capped(to[c], cap); });
 }
 
 __global__ void __launch_bounds__(kThreads) copy_rows_kernel(Rows y, ConstRows x, const int32_t* source) {

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads)
   float* to = y.data + blockIdx.x * y.stride;
   for (int c = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); c < y.cols;
        c += static_cast<int>(gridDim.y) * kThreads) {
-    to[c] = weight_value(table, row, c) * scale;
+    to[c] = row < 0 ? 0.0f : weight_value(table, row, c) * scale;
   }
 }
 

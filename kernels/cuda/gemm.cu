@@ -15,7 +15,7 @@ static_assert(sizeof(GemmShared<Large>) <= 99 * 1024 && sizeof(GemmShared<Small>
 // Blocks that share weights follow each other, so that they find them in L2.
 template <class Shape>
 __global__ void __launch_bounds__(kGemmThreads, 2)
-    gemm_kernel(Rows y, View<const Bf16> x, const __grid_constant__ Matrix w) {
+    gemm_kernel(Rows y, View<const Bf16> x, const __grid_constant__ Matrix w, float cap) {
   begin_in_order();
   auto& s = simt::shared<GemmShared<Shape>>();
   const int x0 = static_cast<int>(blockIdx.x) * Shape::kX, w0 = static_cast<int>(blockIdx.y) * Shape::kW;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
         return w0 + r < w.rows ? MatrixRow{&w, w0 + r} : MatrixRow{};
       });
   for_each_sum<Shape>(sums, [&](int row, int column, float sum) {
-    if (x0 + row < y.rows && w0 + column < y.cols) y.data[(x0 + row) * y.stride + w0 + column] = sum;
+    if (x0 + row < y.rows && w0 + column < y.cols) y.data[(x0 + row) * y.stride + w0 + column] = capped(sum, cap);
   });
 }
 
@@ -57,20 +57,20 @@ __global__ void __launch_bounds__(kUnpackThreads) unpack_kernel(View<Bf16> out, 
 }
 
 template <class Shape>
-void start(Stream stream, Rows y, View<const Bf16> x, const Matrix& w) {
+void start(Stream stream, Rows y, View<const Bf16> x, const Matrix& w, float cap) {
   const dim3 grid(blocks_for(x.rows, Shape::kX), blocks_for(w.rows, Shape::kW));
-  simt::launch(gemm_kernel<Shape>, grid, kGemmThreads, sizeof(GemmShared<Shape>), as_stream(stream), y, x, w);
+  simt::launch(gemm_kernel<Shape>, grid, kGemmThreads, sizeof(GemmShared<Shape>), as_stream(stream), y, x, w, cap);
 }
 
 }  // namespace
 
-void gemm(Stream stream, Rows y, View<const Bf16> x, View<const Bf16> w) {
+void gemm(Stream stream, Rows y, View<const Bf16> x, View<const Bf16> w, float cap) {
   if (x.rows == 0) return;
   Matrix matrix;
   matrix.rows = w.rows;
   matrix.cols = matrix.padded_cols = w.cols;
   matrix.values = reinterpret_cast<const uint8_t*>(w.data);
-  x.rows <= Small::kX ? start<Small>(stream, y, x, matrix) : start<Large>(stream, y, x, matrix);
+  x.rows <= Small::kX ? start<Small>(stream, y, x, matrix, cap) : start<Large>(stream, y, x, matrix, cap);
 }
 
 void unpack_rows(Stream stream, View<Bf16> out, const Matrix& w, int64_t first) {

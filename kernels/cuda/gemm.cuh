@@ -156,7 +156,6 @@ __device__ __forceinline__ void gemm_block(GemmShared<Shape>& s, GemmSums<Shape>
     }
     unpack(step + Shape::kStages - 1);
   }
-  simt::copy_wait<0>();
 }
 
 // Calls visit(row, column, sum) for every element of the tile that this lane holds.

@@ -60,7 +60,7 @@ struct Matrix {
 
 // ---- embed.cu
 
-// y[r] = table[ids[r]] * scale.
+// y[r] = table[ids[r]] * scale; zeros for a negative id (a padding row).
 void embed(Stream stream, Rows y, const Matrix& table, const int32_t* ids, float scale);
 
 // ---- norm.cu
@@ -115,15 +115,17 @@ void prepare_qkv(Stream stream, const QkvArgs& args);
 
 constexpr int kFewRows = 16;
 
-// y[r, o] = sum_i bf16(x[r, i]) * w[o, i], 1 <= rows <= kFewRows, any plane; w.count is 1.
-void product_few(Stream stream, Rows y, ConstRows x, const Matrix& w);
+// y[r, o] = sum_i bf16(x[r, i]) * w[o, i], 1 <= rows <= kFewRows, any plane; w.count is 1. cap > 0: cap * tanh(y /
+// cap).
+void product_few(Stream stream, Rows y, ConstRows x, const Matrix& w, float cap = 0);
 // y[r, o] = gelu_tanh(x[r] . gate[o]) * (x[r] . up[o]); gate and up agree in plane, group and sizes.
 void product_geglu(Stream stream, Rows y, ConstRows x, const Matrix& gate, const Matrix& up);
 
 // ---- gemm.cu: many rows
 
-// y = x w^T; x is [rows, w.padded_cols] from round_rows; w is [w_rows, padded_cols] bf16, 16-byte aligned rows.
-void gemm(Stream stream, Rows y, View<const Bf16> x, View<const Bf16> w);
+// y = x w^T; x is [rows, w.padded_cols] from round_rows; w is [w_rows, padded_cols] bf16, 16-byte aligned rows. `cap`
+// as above.
+void gemm(Stream stream, Rows y, View<const Bf16> x, View<const Bf16> w, float cap = 0);
 // out = rows [first, first + out.rows) of w as bf16, out.cols == w.padded_cols. Rows count through all matrices of w.
 void unpack_rows(Stream stream, View<Bf16> out, const Matrix& w, int64_t first);
 

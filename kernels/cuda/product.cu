@@ -8,9 +8,9 @@
 namespace gemmantle::cuda {
 namespace {
 
-// y = x w^T: a block takes `tiles` times sixteen rows of w.
+// y = x w^T, capped: a block takes `tiles` times sixteen rows of w.
 template <Plane plane, int rows, int tiles>
-__global__ void __launch_bounds__(kProductThreads, 2) product_kernel(Rows y, ConstRows x, const Matrix w) {
+__global__ void __launch_bounds__(kProductThreads, 2) product_kernel(Rows y, ConstRows x, const Matrix w, float cap) {
   auto& s = simt::shared<ProductShared<rows, tiles>>();
   const int base = static_cast<int>(blockIdx.x) * tiles * kTileRows;
   int64_t first[tiles];
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) product_kernel(Rows y, Con
   product_block<plane, rows, tiles>(s, w, w, first, left, x);
   for (int i = static_cast<int>(threadIdx.x); i < rows * tiles * kTileRows; i += kProductThreads) {
     const int r = i / (tiles * kTileRows), output = i % (tiles * kTileRows);
-    if (r < y.rows && base + output < w.rows) y.data[r * y.stride + base + output] = s.total(r, output);
+    if (r < y.rows && base + output < w.rows) y.data[r * y.stride + base + output] = capped(s.total(r, output), cap);
   }
 }
 
@@ -55,14 +55,14 @@ void with_shape(Plane plane, int rows, Visit&& visit) {
 
 }  // namespace
 
-void product_few(Stream stream, Rows y, ConstRows x, const Matrix& w) {
+void product_few(Stream stream, Rows y, ConstRows x, const Matrix& w, float cap) {
   if (x.rows == 0) return;
   // Two tiles halve the reads of activations; one fills the multiprocessors where a matrix has few rows.
   constexpr int kManyRows = 264 * 2 * kTileRows;
   with_shape(w.plane, x.rows, [&]<Plane plane, int rows>() {
     const auto start = [&]<int tiles>() {
       simt::launch(product_kernel<plane, rows, tiles>, blocks_for(w.rows, tiles * kTileRows), kProductThreads,
-                   sizeof(ProductShared<rows, tiles>), as_stream(stream), y, x, w);
+                   sizeof(ProductShared<rows, tiles>), as_stream(stream), y, x, w, cap);
     };
     w.rows >= kManyRows ? start.template operator()<2>() : start.template operator()<1>();
   });

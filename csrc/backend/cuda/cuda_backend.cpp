@@ -1,5 +1,6 @@
 #include "backend/cuda/cuda_backend.h"
 
+#include <bit>
 #include <limits>
 
 #include "backend/cuda/deterministic_ops.h"
@@ -52,6 +53,11 @@ class CudaBackend final : public Backend {
   }
 
   Weight place(const Weight& mapped, std::shared_ptr<const void>) override { return weights_.place(mapped); }
+
+  int64_t padded_rows(int64_t rows) const override {
+    constexpr int64_t kMost = 64;
+    return rows > kMost ? rows : static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+  }
 
   int run(const std::function<void(Ops&)>& step) override {
     constexpr int32_t kNone = std::numeric_limits<int32_t>::max();

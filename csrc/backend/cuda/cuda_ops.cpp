@@ -100,7 +100,7 @@ class SampleLists {
 void check_slots(const KvView& kv, Tensor k, std::span<const int32_t> slots) {
   GEMMANTLE_CHECK(kv.k.dtype == DType::bf16 && kv.k.cols == k.cols && kv.k.stride == k.cols);
   GEMMANTLE_CHECK(k.rows == static_cast<int64_t>(slots.size()));
-  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= 0 && slot < kv.k.rows, "slot ", slot);
+  for (const int32_t slot : slots) GEMMANTLE_CHECK(slot >= -1 && slot < kv.k.rows, "slot ", slot);
 }
 
 }  // namespace
@@ -126,18 +126,20 @@ void CudaOps::embed(Tensor y, const Weight& table, std::span<const int32_t> ids,
   cuda::embed(stream_, rows_of(y), m, memory_.address<int32_t>(brought), scale);
 }
 
-void CudaOps::linear(Tensor y, Tensor x, const Weight& w) {
+void CudaOps::linear(Tensor y, Tensor x, const Weight& w) { head(y, x, w, 0); }
+
+void CudaOps::head(Tensor y, Tensor x, const Weight& w, float cap) {
   const Matrix& m = weights_.find(w);
   GEMMANTLE_CHECK(m.count == 1 && x.cols == m.cols && y.cols == m.rows && x.rows == y.rows);
   if (x.rows > kFewRows) {
-    multiply_many(rows_of(y), input_of(x), m);
-    launches("linear", y, x, w);
-  } else if (launches("linear", y, x, w) && x.rows > 0) {
-    product_few(stream_, rows_of(y), input_of(x), m);
+    multiply_many(rows_of(y), input_of(x), m, cap);
+    launches("linear", y, x, w, cap);
+  } else if (launches("linear", y, x, w, cap) && x.rows > 0) {
+    product_few(stream_, rows_of(y), input_of(x), m, cap);
   }
 }
 
-void CudaOps::multiply_many(Rows y, ConstRows x, const Matrix& w) {
+void CudaOps::multiply_many(Rows y, ConstRows x, const Matrix& w, float cap) {
   const int64_t row_bytes = int64_t{2} * w.padded_cols;
   const size_t rounded_bytes = aligned(static_cast<size_t>(x.rows * row_bytes));
   const bool packed = w.plane != Plane::bf16;
@@ -160,7 +162,7 @@ void CudaOps::multiply_many(Rows y, ConstRows x, const Matrix& w) {
       weights = unpacked;
     }
     gemm(stream_, {y.data + first, y.rows, n, y.stride}, {rounded, x.rows, w.padded_cols, w.padded_cols},
-         {weights, n, w.padded_cols, w.padded_cols});
+         {weights, n, w.padded_cols, w.padded_cols}, cap);
   }
 }
 

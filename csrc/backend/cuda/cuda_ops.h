@@ -42,6 +42,7 @@ class CudaOps : public Ops {
   void sample(Tensor logits, std::span<const SampleRow> rows, std::span<SampledToken> tokens) override;
   void check_finite(Tensor x, int tag) override;
   void add_norm(Tensor h, Tensor y, const float* post, float scale, const float* next, Tensor x, float eps) override;
+  void head(Tensor y, Tensor x, const Weight& w, float cap) override;
   void prepare_qkv(const QkvHeads& heads, KvView kv, std::span<const int32_t> positions,
                    std::span<const int32_t> slots) override;
   void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) override;
@@ -51,7 +52,7 @@ class CudaOps : public Ops {
   template <class... Given>
   bool launches(const char* operation, const Given&... given);
   // Many rows: activations rounded once, weights unpacked a piece at a time where they are packed.
-  void multiply_many(Rows y, ConstRows x, const Matrix& w);
+  void multiply_many(Rows y, ConstRows x, const Matrix& w, float cap);
   // How an attention is cut: rows of a prompt together, and shares of the keys.
   virtual bool takes_prompt_tiles(std::span<const int32_t> sequence) const;
   virtual int splits_for(int tiles, int kv_heads, int keys) const;

@@ -192,10 +192,12 @@ class Tokenizer:
 def _ids(value: Any) -> list[int] | None:
     if value is None:
         return None
+    if hasattr(value, "tolist"):  # an array
+        value = value.tolist()
     values = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
-    if any(isinstance(v, bool | str | float) or int(v) < 0 for v in values):
+    if {type(v) for v in values} - {int} or min(values, default=0) < 0:
         raise ValueError(f"{value!r} is no list of token ids")
-    return [int(v) for v in values]
+    return values
 
 
 def _from_folder(folder: Path) -> Tokenizer:

@@ -561,6 +561,15 @@ TEST_P(OpsTest, fusions_are_their_composition) {
         }
       }
     }
+    for (const float cap : {0.0f, 2.0f}) {
+      RandomWeight w(random, FormatId::bf16, 29, 40);
+      Rows x(random, rows, 40), y(rows, 29), y2(rows, 29);
+      run([&](Ops& ops) {
+        ops.head(y.tensor(), x.tensor(), w.weight, cap);
+        ops.Ops::head(y2.tensor(), x.tensor(), w.weight, cap);
+      });
+      for (int64_t r = 0; r < rows; ++r) ASSERT_NO_FATAL_FAILURE(expect_same_bits(y, r, y2, r, "head"));
+    }
     for (const NamedFormat& format : all_formats()) {
       const int64_t cols = format.group == 1 ? 50 : format.group, width = format.group == 1 ? 70 : format.group;
       RandomWeight gate(random, format.id, width, cols), up(random, format.id, width, cols),

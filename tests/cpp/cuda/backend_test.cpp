@@ -84,6 +84,21 @@ TEST_F(CudaBackendTest, linear_in_every_format_for_few_and_many_rows) {
   }
 }
 
+TEST_F(CudaBackendTest, head_is_its_parts) {
+  Random random(12);
+  for (const FormatId format : {FormatId::bf16, FormatId::q4_0}) {
+    const RandomWeight w(random, format, 300, 64);
+    const Pair pair = place(w);
+    for (const int64_t rows : {1, 16, 40}) {
+      Rows x(random, rows, 64);
+      for (const float cap : {0.0f, 3.0f}) {
+        compare(Rows(rows, 300), kBf16, str("head, ", rows, " rows, cap ", cap),
+                [&](Ops& ops, Tensor y, bool on_cuda) { ops.head(y, x.tensor(), pair.of(on_cuda), cap); });
+      }
+    }
+  }
+}
+
 TEST_F(CudaBackendTest, geglu_is_its_parts) {
   Random random(2);
   for (const FormatId format : {FormatId::bf16, FormatId::q4_0, FormatId::q6_k}) {
@@ -390,6 +405,52 @@ TEST_F(CudaBackendTest, a_step_that_draws_waits_once_and_is_replayed_while_its_l
   }
   EXPECT_EQ(simt::host::waits - waits, kSteps);
   EXPECT_EQ(simt::host::replays - replays, kSteps - 1);
+}
+
+TEST_F(CudaBackendTest, rows_of_padding_are_zeros_and_write_nothing) {
+  EXPECT_EQ(cuda_->padded_rows(1), 1);
+  EXPECT_EQ(cuda_->padded_rows(5), 8);
+  EXPECT_EQ(cuda_->padded_rows(64), 64);
+  EXPECT_EQ(cuda_->padded_rows(65), 65);
+
+  Random random(13);
+  constexpr int64_t kDim = 256, kSlots = 2;
+  const RandomWeight table(random, FormatId::q4_0, 20, kDim), w(random, FormatId::bf16, kDim, kDim);
+  const Pair t = place(table), p = place(w);
+  const std::vector<float> norm = random.normals(kDim);
+  const std::vector<float> freq(kDim / 2, 0.1f);
+  const std::vector<int32_t> ids = {7, -1}, positions = {3, 0}, sequence = {0, 1}, slots = {1, -1},
+                             block_table = {0, -1};
+  const std::vector<int32_t> begin = {1, 0}, end = {2, 0};
+  const Buffer k = cuda_->allocate(kSlots * kDim * 2), v = cuda_->allocate(kSlots * kDim * 2);
+  const KvView kv{{k.data, DType::bf16, kSlots, kDim, kDim}, {v.data, DType::bf16, kSlots, kDim, kDim}, kSlots, 1};
+  Batch::Group group;
+  group.block_table = block_table;
+  group.max_blocks = 1;
+  group.kv_begin = begin;
+  group.kv_end = end;
+  Rows x(2, kDim), q(2, kDim), key(2, kDim), value(2, kDim), y(2, kDim), h(2, kDim), scratch(2, 2 * kDim);
+  cuda_->run([&](Ops& ops) {
+    ops.embed(h.tensor(), t.placed, ids, 2.0f);
+    ops.rms_norm(x.tensor(), h.tensor(), norm.data(), kDim, kEps);
+    for (Rows* to : {&q, &key, &value}) ops.linear(to->tensor(), x.tensor(), p.placed);
+    const QkvHeads heads{q.tensor(),   key.tensor(), value.tensor(),           kDim,
+                         norm.data(),  norm.data(),  QkvHeads::Values::normed, kEps,
+                         {freq.data()}};
+    ops.prepare_qkv(heads, kv, positions, slots);
+    ops.attend(y.tensor(), q.tensor(), {1, 1, kDim}, kv, group, sequence, 1.0f);
+    ops.add_norm(h.tensor(), y.tensor(), norm.data(), 1.0f, norm.data(), x.tensor(), kEps);
+    ops.geglu(y.tensor(), x.tensor(), p.placed, p.placed, p.placed, scratch.tensor());
+  });
+  std::vector<uint16_t> stored(kSlots * kDim);
+  cuda_->read(stored.data(), k.data, k.bytes);
+  for (int64_t c = 0; c < kDim; ++c) {
+    EXPECT_EQ(h.at(1, c), 0) << c;
+    EXPECT_EQ(y.at(1, c), 0) << c;
+    EXPECT_EQ(stored[static_cast<size_t>(c)], 0) << c;
+    EXPECT_NE(stored[static_cast<size_t>(kDim + c)], 0) << c;
+  }
+  EXPECT_NE(y.at(0, 0), 0);
 }
 
 TEST_F(CudaBackendTest, other_types_of_k_and_v_are_refused) {

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "simt_faults.h"
 #include "simt_sanitizers.h"
 
 struct dim3 {
@@ -114,7 +115,7 @@ inline thread_local int waits = 0;    // for a stream, since the program began
 
 void run_block(Block& b, uint3 index, size_t shared_bytes);
 void make_fibers(Block& b, unsigned threads);
-void barrier(unsigned line);
+void barrier(const char* file, unsigned line);
 void wait_for_previous();
 // Hands in this lane's argument; the last live lane applies `apply` to all 32 (null where a lane has exited).
 void collective(void* argument, const void* which, void (*apply)(void** arguments, unsigned live));

@@ -189,12 +189,20 @@ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   });
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { host::ldmatrix<false>(r, row); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { host::ldmatrix<true>(r, row); }
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, const char* file = __builtin_FILE(),
+                        unsigned line = __builtin_LINE()) {
+  host::is_planted(Fault::wrong_layout, file, line) ? host::ldmatrix<true>(r, row) : host::ldmatrix<false>(r, row);
+}
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, const char* file = __builtin_FILE(),
+                              unsigned line = __builtin_LINE()) {
+  host::is_planted(Fault::wrong_layout, file, line) ? host::ldmatrix<false>(r, row) : host::ldmatrix<true>(r, row);
+}
 
 // A copy lands when it is waited for, so that code which forgets to wait reads NaN; or, with early_copies, at once, so
 // that code which overwrites what others still read is seen. The thread sanitizer sees a write at both moments.
-inline void copy_async(void* shared, const void* global, bool ok = true) {
+inline void copy_async(void* shared, const void* global, bool ok = true, const char* file = __builtin_FILE(),
+                       unsigned line = __builtin_LINE()) {
+  if (!ok && host::is_planted(Fault::no_guard, file, line)) ok = true;
   if (!host::aligned16(shared) || (ok && !host::aligned16(global))) host::die("copy_async: not 16-byte aligned");
   const host::Copy copy{shared, global, ok};
   host::will_write(shared, 16);
@@ -207,13 +215,14 @@ inline void copy_commit() {
   host::fiber->copies.emplace_back();
 }
 template <int N>
-void copy_wait() {
+void copy_wait(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+  const size_t may_stay = host::is_planted(Fault::short_wait, file, line) ? N + 1 : N;
   auto& groups = host::fiber->copies;
   while (true) {
     std::vector<host::Copy> oldest;
     {
       host::Quiet quiet;
-      if (groups.size() <= N + 1) return;
+      if (groups.size() <= may_stay + 1) return;
       oldest = std::move(groups.front());
       groups.erase(groups.begin());
     }
@@ -259,4 +268,4 @@ inline void let_next_start() {}
 #define blockIdx (::simt::host::block->index)
 #define blockDim (::simt::host::block->block)
 #define gridDim (::simt::host::block->grid)
-#define __syncthreads() ::simt::host::barrier(__LINE__)
+#define __syncthreads() ::simt::host::barrier(__FILE__, __LINE__)
