@@ -147,6 +147,7 @@ py::dict info_dict(const ModelInfo& info) {
   out["weight_bytes"] = info.weight_bytes;
   out["parameters"] = info.parameters;
   out["formats"] = info.formats;
+  out["layers_per_device"] = info.layers_per_device;
   return out;
 }
 
@@ -223,7 +224,8 @@ void bind_model(py::module_& m) {
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
       .def(
           "info", [](const PyModel& self) { return info_dict(self.facts().info()); },
-          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats.")
+          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats, "
+          "layers_per_device.")
       .def(
           "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
           "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"

@@ -59,7 +59,8 @@ def load(
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
-    device: auto, cpu, reference or cuda. threads: None for one per core.
+    device: auto, cpu, reference, cuda, or CUDA devices by number: cuda:1, or cuda:0,1 to split the layers.
+    threads: None for one per core.
     mode: exact (f32 throughout) or fast (on the CPU: 8-bit activations where weights are packed, bf16 where they are
     bf16, see docs/decisions/0006 and 0018); "auto" is fast for a checkpoint with packed weights, else exact (0017).
     kv: what K and V are kept as: f32, bf16 or q8 (bytes with scales); "auto" takes f32 in mode exact, which takes no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 __all__ = ["NAMES", "Options", "Settings"]
 
 _CHOICES = {
-    "device": ("auto", "cpu", "reference", "cuda"),
     "mode": ("auto", "exact", "fast"),
     "kv": ("auto", "f32", "bf16", "q8"),
     "default_sampling": ("model", "openai"),
     "default_reasoning": ("none", "high"),
     "unknown_fields": ("error", "report"),
 }
+_DEVICES = re.compile(r"auto|cpu|reference|cuda(:\d+(,\d+)*)?")
 _COUNTS = ("threads", "max_context", "max_concurrency", "max_queue_ms")
 
 
@@ -45,6 +46,9 @@ class Options:
     state_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not _DEVICES.fullmatch(self.device):
+            wanted = "one of auto, cpu, reference, cuda, or numbers of CUDA devices: cuda:1, cuda:0,1"
+            raise _wrong("device", self.device, wanted)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _wrong(name, getattr(self, name), f"one of {', '.join(allowed)}")

@@ -12,70 +12,36 @@ alone. So the yardstick is held against the float64 oracle with such ties settle
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import cuda_on_host
 import numpy as np
-import oracle
 import pytest
+from near_ties import settled
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "true"
-BUILD = Path(os.environ.get("GEMMANTLE_BUILD_DIR", ROOT / "build" / "dev"))
-PLUGIN = BUILD / "tests" / "cpp" / "libgemmantle_cuda_plugin_on_host.so"
+GOLDEN = cuda_on_host.ROOT / "tests" / "golden" / "true"
 PROGRAM = Path(__file__).parent / "golden_on_cuda.py"
 
-pytestmark = pytest.mark.skipif(not PLUGIN.exists(), reason=f"{PLUGIN} is not built: cmake --build --preset dev")
+pytestmark = cuda_on_host.needs_plugin
 
 NEAR_TIE = 3e-2  # of the spread of a row's logits
 ALLOWED = 1.5  # times the distance of the framework's bf16 run
-ROUTER_TIE = 2.0**-7  # between two logits of a router: a step of bf16 where they are 1 to 2, as here
-
-F64 = NDArray[np.float64]
-
-
-def settled(folder: Path, ids: list[int]) -> list[F64]:
-    """Logits of the oracle for every way to settle the near ties between the last expert taken and the next one."""
-    config, weights = oracle.load(folder)
-    used = config.experts_per_token
-    ties: list[tuple[int, int]] = []
-
-    def find(layer: int, p: F64) -> oracle.I64:
-        logits = np.log(-np.sort(-p, -1))
-        rows = np.flatnonzero(logits[:, used - 1] - logits[:, used] < ROUTER_TIE)
-        ties.extend((layer, int(row)) for row in rows)
-        return oracle.likeliest(p, used)
-
-    def take_next(tied: tuple[tuple[int, int], ...]) -> F64:
-        def choose(layer: int, p: F64) -> oracle.I64:
-            chosen = oracle.likeliest(p, used + 1)
-            for row in (row for of, row in tied if of == layer):
-                chosen[row, used - 1] = chosen[row, used]
-            return chosen[:, :used]
-
-        return oracle.forward(config, weights, ids, choose=choose)
-
-    oracle.forward(config, weights, ids, choose=find)
-    assert len(ties) <= 4, f"{len(ties)} near ties: {ties}"
-    return [take_next(tied) for n in range(len(ties) + 1) for tied in combinations(ties, n)]
 
 
 class Case:
     """A checkpoint, what the framework says of it, and what the CUDA backend gave."""
 
     def __init__(self, name: str, found: dict[str, NDArray[Any]]) -> None:
+        self.name = name
         self.found = found
         with np.load(GOLDEN / name / "golden.npz") as golden:
             self.exact, self.bf16 = golden["logits"].astype(np.float64), golden["logits_bf16"]
             self.greedy = golden["greedy"].tolist()
             ids = golden["ids"].tolist()
-        self.wanted = settled(GOLDEN / name, ids) if name == "26b" else [self.exact]
+        self.wanted = settled(GOLDEN / name, ids)
 
     def distance(self, logits: NDArray[Any]) -> float:
         """To the f32 run with its near ties settled alike, as a multiple of the distance of the bf16 run."""
@@ -83,15 +49,17 @@ class Case:
         return ours / float(np.linalg.norm(self.bf16 - self.exact))
 
 
-@pytest.fixture(scope="module", params=sorted(folder.name for folder in GOLDEN.iterdir()))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    out = tmp_path_factory.mktemp("cuda") / "found.npz"
-    environment = {**os.environ, "GEMMANTLE_CUDA_LIBRARY": str(PLUGIN)}
-    command = [sys.executable, str(PROGRAM), str(GOLDEN / request.param), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
+def run(name: str, folder: Path, device: str = "cuda", **variables: str) -> dict[str, NDArray[Any]]:
+    """What golden_on_cuda.py wrote."""
+    out = folder / "found.npz"
+    cuda_on_host.run([sys.executable, str(PROGRAM), str(GOLDEN / name), str(out), device], **variables)
     with np.load(out) as found:
-        yield Case(request.param, dict(found))
+        return dict(found)
+
+
+@pytest.fixture(scope="module", params=sorted(folder.name for folder in GOLDEN.iterdir()))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, run(request.param, tmp_path_factory.mktemp("cuda")))
 
 
 def test_it_ran_on_cuda(case: Case) -> None:
@@ -137,3 +105,16 @@ def test_a_prefix_is_reused(case: Case) -> None:
 
     assert first == 0
     assert second > 0
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_layers_split_over_devices_give_the_same_bits(case: Case, devices: int, tmp_path: Path) -> None:
+    """Each device has its own memory: a kernel that touches another one's ends the program."""
+    names = ",".join(str(number) for number in range(devices))
+    found = run(case.name, tmp_path, f"cuda:{names}", GEMMANTLE_CUDA_ON_HOST_DEVICES=str(devices))
+
+    assert str(found["device"]) == f"cuda:{names}"
+    assert len(found["layers_per_device"]) == devices
+    assert found["layers_per_device"].sum() == case.found["layers_per_device"].sum()
+    for what in set(found) - {"device", "layers_per_device"}:
+        assert np.array_equal(found[what], case.found[what]), what
