@@ -400,7 +400,7 @@ def _library_of_merges(
 ) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    pairs = [tuple(merge.split(" ", 1)) for merge in _texts(merges)]
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in _texts(merges)]
     unknown = "<unk>" if "<unk>" in vocabulary else None
     try:
         library = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, byte_fallback=True, fuse_unk=True))
