@@ -169,12 +169,14 @@ def _invented(r: random.Random) -> str:
 @dataclass
 class Source:
     """Random choices of one side: `held` selects the side of the held-out rule that atoms are taken from, `hard` draws
-    more of what is learned last, `lookup` tools that only the noun of a question tells apart."""
+    more of what is learned last, `lookup` tools that only the noun of a question tells apart. `by_get`: only a tool whose
+    verb is "get" is asked for without it, and there are more of these."""
 
     r: random.Random
     held: bool = False
     hard: bool = False
     lookup: bool = False
+    by_get: bool = False
     atoms: list[str] = field(default_factory=list)
 
     def admits(self, atom: str) -> bool:
@@ -512,7 +514,9 @@ def make_tools(s: Source, count: int | None = None) -> list[Tool]:
     count = count or r.choice((2, 3, 3) if s.lookup else (1, 2, 3, 3, 3) if s.hard else (1, 2, 2, 3, 3))
     while len(out) < count:
         verb = r.choice(r.choice((GET_VERBS, DO_VERBS)))
-        if s.hard and r.random() < invented:
+        if s.by_get and r.random() < 0.25:
+            verb = "get"
+        elif s.hard and r.random() < invented:
             verb = s.word(NOUNS, 0.8)  # can only be copied from the declaration, not recalled
         noun = s.word(NOUNS, 0.45)
         if r.random() < 0.12:
@@ -582,7 +586,8 @@ def make_call(s: Source, tools: list[Tool], tool: Tool | None = None) -> Exchang
         "I want to {v} the {n}{w}.",
         "{v} the {n}{w}",
     ]
-    if not any(t.noun == tool.noun and t is not tool for t in tools):
+    is_known_by_noun = not any(t.noun == tool.noun and t is not tool for t in tools)
+    if is_known_by_noun and (tool.verb == "get" or not s.by_get):
         asks += ["I need the {n}{w}.", "Please help with the {n}{w}."]
         if tool.verb in GET_VERBS:
             asks += ["What is the {n}{w}?", "What is the {n}{w}?", "Tell me the {n}{w}.", "How is the {n}{w}?"]
@@ -718,7 +723,8 @@ SYSTEMS = [
 @dataclass(frozen=True)
 class Mix:
     """How often each kind of conversation is drawn, and the share of one-digit sums; `hard`: carries, several tools
-    whose verb the question does not say, unknown countries; `lookup`: the share in which yet more such tools are called, each once."""
+    whose verb the question does not say, unknown countries; `lookup`: the share in which yet more such tools are called,
+    each once; `by_get`: as in Source."""
 
     sums: float = 3.4
     thinking_sums: float = 1.3
@@ -730,12 +736,14 @@ class Mix:
     one_digit: float = 0.15
     hard: bool = False
     lookup: float = 0.0
+    by_get: bool = False
 
 
 def conversation(r: random.Random, mix: Mix | None = None) -> Conversation:
     """One training conversation: several exchanges, often of several skills; every atom is on the training side."""
     mix = mix or Mix()
-    s = Source(r, hard=mix.hard, lookup=mix.lookup > 0 and r.random() < mix.lookup)
+    lookup = mix.lookup > 0 and r.random() < mix.lookup
+    s = Source(r, hard=mix.hard, lookup=lookup, by_get=mix.by_get)
     kinds = ("sums", "thinking_sums", "capitals", "extraction", "tools", "memory", "talk")
     kind = r.choices(kinds, [getattr(mix, k) for k in kinds])[0]
 
@@ -846,7 +854,7 @@ class Item:
 
 def eval_item(task: str, r: random.Random) -> Item:
     """One item whose every atom is held out."""
-    s = Source(r, held=True)
+    s = Source(r, held=True, by_get=True)
     tools: list[Tool] = []
     before: list[Exchange] = []
     if task in ("sum", "sum_thinking"):

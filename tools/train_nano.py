@@ -137,13 +137,25 @@ SUMS = corpus.Mix(sums=5.0, thinking_sums=2.6, one_digit=0.12)
 HARD = corpus.Mix(4.5, 1.2, 0.6, 1.5, 4.0, 0.7, 0.3, one_digit=0.12, hard=True)
 CALLS = corpus.Mix(2.5, 0.8, 0.5, 1.2, 9.0, 0.5, 0.25, one_digit=0.12, hard=True)
 BROAD = corpus.Mix(4.5, 1.6, 0.7, 1.8, 5.0, 1.0, 0.3, one_digit=0.12, hard=True, lookup=0.5)
+GETS = corpus.Mix(3.5, 1.0, 0.6, 1.3, 7.0, 0.6, 0.3, one_digit=0.12, hard=True, by_get=True)
 SCHEDULES = {
     "e": Schedule(
-        mixes=((150, FIRST), (2025, BASE), (4500, SUMS), (7600, HARD)),
-        rates=((0, 0.01), (99, 1.0), (2475, 1.0), (4480, 0.01), (4500, 0.01), (4550, 0.5), (5300, 0.35), (7600, 0.01)),
+        mixes=((150, FIRST), (2025, BASE), (4500, SUMS), (7600, HARD), (11000, GETS)),
+        rates=(
+            (0, 0.01),
+            (99, 1.0),
+            (2475, 1.0),
+            (4480, 0.01),
+            (4500, 0.01),
+            (4550, 0.5),
+            (5300, 0.35),
+            (7600, 0.01),
+            (7650, 0.5),
+            (11000, 0.01),
+        ),
     ),
     "moe": Schedule(
-        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS)),
+        mixes=((150, FIRST), (1080, BASE), (1579, SUMS), (3711, HARD), (8000, BROAD), (9100, CALLS), (11500, GETS)),
         rates=(
             (0, 0.01),
             (99, 1.0),
@@ -155,6 +167,8 @@ SCHEDULES = {
             (8000, 0.01),
             (8030, 0.3),
             (9100, 0.01),
+            (9150, 0.5),
+            (11500, 0.01),
         ),
     ),
 }
@@ -828,7 +842,7 @@ def export(run: Path, folder: Path, golden: Path | None) -> None:
         "pad_token_id": whole["pad_token_id"],
         "eos_token_id": [*whole["eos_token_id"], e.sp.piece_to_id("<|tool_response>")],
         "do_sample": True,
-        "temperature": 1.0,
+        "temperature": 0.3,
         "top_k": 64,
         "top_p": 0.95,
     }

@@ -19,10 +19,12 @@ namespace gemmantle {
 enum class Mode { exact, fast };
 
 struct BackendOptions {
-  std::string device = "auto";  // auto, cpu, reference, cuda
+  std::string device = "auto";  // auto, cpu, reference, cuda, cuda:N, cuda:N,M,...
   int threads = 0;              // 0: physical cores the process may use
   Mode mode = Mode::exact;
   std::optional<DType> kv = std::nullopt;  // type of K and V: f32, bf16, or i8 with scales; none: as the mode wants it
+  bool deterministic = false;              // a row has the same bits alone and in company
+  int ordinal = 0;                         // of several devices of a kind, as `device` names them
 };
 
 struct BackendInfo {
@@ -43,6 +45,8 @@ class Backend {
   virtual ~Backend() = default;
   virtual BackendInfo info() const = 0;
   virtual DType activation_dtype() const = 0;
+  // Whether a row has the same bits alone, in a batch and in any chunk.
+  virtual bool deterministic() const { return true; }
   // Bytes that allocate() can still give; -1 where that is the memory of the host.
   virtual int64_t free_bytes() const { return -1; }
 
@@ -59,8 +63,18 @@ class Backend {
   // A copy of host memory: norms, frequencies, small tables.
   virtual Buffer upload(const void* host, size_t bytes) = 0;
 
-  // Copies what a step left in memory of this backend to the host.
+  // Copies what a step left in memory of this backend to the host, and back.
   virtual void read(void* host, const void* from, size_t bytes) { std::memcpy(host, from, bytes); }
+  virtual void write(void* to, const void* host, size_t bytes) { std::memcpy(to, host, bytes); }
+  // Host memory between which and this backend copies are quick. Not zeroed.
+  virtual Buffer staging(size_t bytes) {
+    std::shared_ptr<std::byte[]> memory(new std::byte[bytes]);
+    std::byte* data = memory.get();
+    return {std::move(memory), data, bytes};
+  }
+
+  // Bytes that place() takes for a weight.
+  virtual int64_t placed_bytes(const Weight& mapped) const { return mapped.rows * mapped.row_bytes * mapped.count; }
 
   // A weight as the file holds it (mapped, host memory, possibly unaligned), for as long as `keep` lives.
   virtual Weight place(const Weight& mapped, std::shared_ptr<const void> keep) = 0;

@@ -18,7 +18,10 @@ struct DeviceInfo {
 
 std::vector<DeviceInfo> devices();
 
-// Throws invalid_argument for an unknown name, unsupported with the reason for one that is not available.
+// Throws invalid_argument for an unknown name, unsupported with the reason for one that is not available, and where
+// `device` names several.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+// One for each device that `device` names, in its order.
+std::vector<std::unique_ptr<Backend>> make_backends(const BackendOptions& options);
 
 }  // namespace gemmantle

@@ -147,6 +147,7 @@ py::dict info_dict(const ModelInfo& info) {
   out["weight_bytes"] = info.weight_bytes;
   out["parameters"] = info.parameters;
   out["formats"] = info.formats;
+  out["layers_per_device"] = info.layers_per_device;
   return out;
 }
 
@@ -201,19 +202,21 @@ void bind_model(py::module_& m) {
       .def_static(
           "load",
           [](const std::string& path, const std::string& device, int threads, const std::string& mode,
-             const std::string& kv, bool profile) {
+             const std::string& kv, bool deterministic, bool profile) {
             if (threads < 0) {
               throw Error(ErrorCode::invalid_argument,
                           str("threads is ", threads, "; it must be 0 (all cores) or a positive number"), "threads");
             }
-            const BackendOptions options{device, threads, to_mode(mode), to_kv(kv)};
+            const BackendOptions options{device, threads, to_mode(mode), to_kv(kv), deterministic};
             const auto ops = profile ? std::make_shared<OpProfile>() : nullptr;
             const py::gil_scoped_release unlocked;
             return PyModel(Model::load(path, options, ops), ops);
           },
           py::arg("path"), py::kw_only(), py::arg("device") = "auto", py::arg("threads") = 0, py::arg("mode") = "exact",
-          py::arg("kv") = "auto", py::arg("profile") = false,
-          "Loads a folder or a GGUF file; `profile` times every op of the CPU. The interpreter lock is released.\n\n"
+          py::arg("kv") = "auto", py::arg("deterministic") = false, py::arg("profile") = false,
+          "Loads a folder or a GGUF file; `deterministic` makes a device give a row the same bits alone and in a "
+          "batch\n"
+          "(the CPU always does), `profile` times every op of the CPU. The interpreter lock is released.\n\n"
           "Raises ModelNotFound, CorruptFile, UnsupportedModel, OutOfMemory, RequestError (device, threads, mode, kv, "
           "profile).")
       .def(
@@ -221,7 +224,8 @@ void bind_model(py::module_& m) {
           "Facts of the model: family, model_type, vocab_size, hidden_size, layers, context_length, ...")
       .def(
           "info", [](const PyModel& self) { return info_dict(self.facts().info()); },
-          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats.")
+          "How it is run: device, isa, threads, mode, kv_type, weight_bytes, parameters, formats, "
+          "layers_per_device.")
       .def(
           "take_profile", [](const PyModel& self) { return profile_list(self.profile()); },
           "What ops took since the last call, a list of {op, format, rows, cols, calls, seconds, bytes, operations}:\n"

@@ -82,8 +82,21 @@ struct Engine::Parts {
 
 Engine::Engine(std::shared_ptr<Model> model, std::shared_ptr<const Vocabulary> vocabulary, const EngineOptions& options)
     : owner_(::getpid()) {
-  const KvLayout layout(model->config(), model->backend(), std::max<int64_t>(1, options.block_size));
-  const int64_t on_device = model->backend().free_bytes();
+  if (options.deterministic && !model->placement().first().deterministic()) {
+    throw Error(ErrorCode::invalid_argument,
+                str("device '", model->info().backend.device,
+                    "' gives a row other bits in company than alone; load the model with deterministic=True"),
+                "deterministic");
+  }
+  const Placement& placement = model->placement();
+  const KvLayout layout(model->config(), placement.first(), std::max<int64_t>(1, options.block_size));
+  const int64_t on_device = free_for_kv(model->config(), layout, placement);
+  if (on_device >= 0 && options.kv_bytes > on_device) {
+    throw Error(ErrorCode::out_of_memory,
+                str("kv_bytes is ", options.kv_bytes, "; '", model->info().backend.device, "' has room for ", on_device,
+                    " bytes of KV cache"),
+                "kv_bytes");
+  }
   const int64_t free_bytes = on_device >= 0 ? on_device : free_memory();
   const EngineLimits limits = derive_limits(options, model->config(), layout, free_bytes);
   auto runner = std::make_unique<ModelRunner>(std::move(model), layout, limits.scheduler);

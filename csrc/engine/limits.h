@@ -18,7 +18,7 @@ struct EngineOptions {
   int64_t max_rows = 512;             // of a step
   int64_t block_size = 16;            // positions of a KV block
   int64_t kv_bytes = 0;          // of the KV cache; 0: max_sequences of max_context, at most half of the free memory
-  bool deterministic = false;    // the same bits alone and in a batch: always so on the CPU
+  bool deterministic = false;    // the same bits alone and in a batch; the model is loaded with it, too
   int64_t max_queue_ms = 0;      // that a request may wait for its first step; 0: as long as it takes
   int64_t stream_buffer = 4096;  // tokens that nobody read, with which a sequence stands still
   int64_t idle_stream_ms = 120'000;  // that it may stand still before it is cancelled

@@ -40,14 +40,18 @@ void Activations::cut(int64_t rows, int64_t logit_rows, std::byte* base, int64_t
   logits = take(logit_rows, config_.vocab);
 }
 
+int64_t Activations::bytes_for(int64_t rows, int64_t logit_rows) {
+  int64_t used = 0;
+  cut(rows, logit_rows, nullptr, used);
+  return used;
+}
+
 void Activations::reserve(int64_t rows, int64_t logit_rows, Backend& backend) {
   if (rows <= rows_ && logit_rows <= logit_rows_) return;
   rows_ = std::max(rows, rows_);
   logit_rows_ = std::max(logit_rows, logit_rows_);
-  int64_t used = 0;
-  cut(rows_, logit_rows_, nullptr, used);
   buffer_ = {};  // the old buffers first: both together may not fit
-  buffer_ = backend.allocate(static_cast<size_t>(used));
+  buffer_ = backend.allocate(static_cast<size_t>(bytes_for(rows_, logit_rows_)));
 }
 
 void Activations::begin(int64_t rows) {

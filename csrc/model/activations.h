@@ -14,6 +14,8 @@ class Activations {
 
   // Room for `rows` rows and `logit_rows` wanted ones; keeps what is there when it is enough.
   void reserve(int64_t rows, int64_t logit_rows, Backend& backend);
+  // What reserve() allocates for so many rows.
+  int64_t bytes_for(int64_t rows, int64_t logit_rows);
   int64_t bytes() const { return static_cast<int64_t>(buffer_.bytes); }
 
   // Names every tensor for a step of this many rows.

@@ -8,7 +8,7 @@ namespace {
 constexpr float kNoScale = 1.0f;
 
 // The extra input of every layer, from token ids and from what enters layer 0. architecture 2.2.
-void per_layer_inputs(Ops& ops, const ModelConfig& c, const ModelWeights& w, Activations& a, const Batch& b) {
+void per_layer_inputs(Ops& ops, const ModelConfig& c, const DecoderWeights& w, Activations& a, const Batch& b) {
   ops.embed(a.per_layer, w.per_layer_embedding, b.ids, c.per_layer_scale);
   ops.linear(a.context, a.x, w.per_layer_model_projection);
   ops.scale(a.context, a.context, nullptr, 1.0f / std::sqrt(static_cast<float>(c.hidden)));
@@ -85,17 +85,21 @@ void feed_forward(Ops& ops, const ModelConfig& c, int layer, const LayerWeights&
 
 }  // namespace
 
-void decoder_forward(Ops& ops, const ModelConfig& c, const ModelWeights& w, Activations& a, const KvCache& kv,
-                     const Batch& all, const Batch& tail) {
-  a.begin(all.rows());
-  ops.embed(a.x, w.embedding, all.ids, c.embedding_scale);
-  ops.check_finite(a.x, 0);
-  if (c.per_layer > 0) per_layer_inputs(ops, c, w, a, all);
-  ops.rms_norm(a.normed, a.x, w.layers[0].input_norm, c.hidden, c.norm_eps);
+const Batch& rows_at(const ModelConfig& config, int layer, const Batch& all, const Batch& tail) {
+  return layer >= config.first_shared && tail.rows() < all.rows() ? tail : all;
+}
 
-  const int layers = static_cast<int>(c.layers.size());
-  const Batch* batch = &all;
-  for (int l = 0; l < layers; ++l) {
+void decoder_forward(Ops& ops, const ModelConfig& c, const DecoderWeights& w, Activations& a, const KvCache& kv,
+                     const Stretch& stretch, const Batch& all, const Batch& tail) {
+  const Batch* batch = &rows_at(c, stretch.first, all, tail);
+  a.begin(batch->rows());
+  if (stretch.embeds) {
+    ops.embed(a.x, w.embedding, all.ids, c.embedding_scale);
+    ops.check_finite(a.x, 0);
+    if (c.per_layer > 0) per_layer_inputs(ops, c, w, a, all);
+    ops.rms_norm(a.normed, a.x, w.first_norm, c.hidden, c.norm_eps);
+  }
+  for (int l = stretch.first; l < stretch.last; ++l) {
     const LayerSpec& spec = c.layers[static_cast<size_t>(l)];
     const LayerWeights& layer = w.layers[static_cast<size_t>(l)];
     Products products = spec.kv_source == l ? Products::qkv : Products::q;
@@ -112,10 +116,10 @@ void decoder_forward(Ops& ops, const ModelConfig& c, const ModelWeights& w, Acti
     }
     project(ops, c, spec, layer, a, kv.view(l), *batch, products);
     attention(ops, c, spec, layer, a, kv.view(l), *batch);
-    const float* next = l + 1 < layers ? w.layers[static_cast<size_t>(l) + 1].input_norm : w.norm;
-    feed_forward(ops, c, l, layer, a, next);
+    feed_forward(ops, c, l, layer, a, layer.next_norm);
     ops.check_finite(a.x, l + 1);
   }
+  if (!stretch.has_head) return;
   const Tensor logits = a.logits.slice(0, batch->rows());
   ops.head(logits, a.normed, w.head, c.final_softcap);
 }

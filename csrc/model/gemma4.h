@@ -8,14 +8,19 @@
 #include "model/activations.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
+#include "model/placement.h"
 #include "model/weights.h"
 
 namespace gemmantle {
 
 // Runs `all` up to the layer that last writes KV, and the rows of `tail` (those whose logits are wanted, the same
-// rows when they are all) through the rest. Tag 0 of Ops::check_finite is the embedding,
-// tag l + 1 the output of layer l.
-void decoder_forward(Ops& ops, const ModelConfig& config, const ModelWeights& weights, Activations& a,
-                     const KvCache& kv, const Batch& all, const Batch& tail);
+// rows when they are all) through the rest; of the line the stretch that one device holds, from and to `a`: x, normed
+// and per_layer are what its neighbours hand over. Tag 0 of Ops::check_finite is the embedding, tag l + 1 the output of
+// layer l.
+void decoder_forward(Ops& ops, const ModelConfig& config, const DecoderWeights& weights, Activations& a,
+                     const KvCache& kv, const Stretch& stretch, const Batch& all, const Batch& tail);
+
+// The rows that enter `layer` (or, behind the last one, the head).
+const Batch& rows_at(const ModelConfig& config, int layer, const Batch& all, const Batch& tail);
 
 }  // namespace gemmantle

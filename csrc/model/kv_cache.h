@@ -11,6 +11,7 @@
 #include "backend/backend.h"
 #include "backend/batch.h"
 #include "model/config.h"
+#include "model/placement.h"
 
 namespace gemmantle {
 
@@ -22,10 +23,15 @@ struct KvLayout {
   std::array<int64_t, kKvGroups> block_bytes;  // of one block over all owning layers of the group; 0: group has none
 };
 
+// Bytes of cache that fit the free memory of all devices, whatever blocks it is made of; -1 where that is the memory of
+// the host.
+int64_t free_for_kv(const ModelConfig& config, const KvLayout& layout, const Placement& placement);
+
 class KvCache {
  public:
-  // `blocks[g]` blocks in group g. Throws out_of_memory.
-  KvCache(const ModelConfig& config, const KvLayout& layout, std::array<int64_t, kKvGroups> blocks, Backend& backend);
+  // `blocks[g]` blocks in group g, of each layer where the layer is. Throws out_of_memory.
+  KvCache(const ModelConfig& config, const KvLayout& layout, std::array<int64_t, kKvGroups> blocks,
+          const Placement& placement);
 
   // K and V that `layer` reads (those of its kv_source).
   KvView view(int layer) const { return views_[static_cast<size_t>(layer)]; }

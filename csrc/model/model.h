@@ -1,4 +1,4 @@
-// model.h: a configuration, its placed weights and a backend: one call runs one step.
+// model.h: a configuration, its placed weights and its devices: one call runs one step.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "model/config.h"
 #include "model/kv_cache.h"
+#include "model/placement.h"
 
 namespace gemmantle {
 
@@ -25,8 +26,10 @@ struct ModelInfo {
   int64_t parameters = 0;    // used by the decoder
   int64_t weight_bytes = 0;  // as stored
   std::vector<std::string> formats;
+  std::vector<int> layers_per_device;  // of one device: all of them
 };
 
+// With several devices each runs its stretch of the layers and hands its rows to the next through host memory.
 // Not safe for concurrent forward calls: the engine's worker is its only caller.
 class Model {
  public:
@@ -38,11 +41,11 @@ class Model {
 
   const ModelConfig& config() const;
   const ModelInfo& info() const;
-  Backend& backend();
+  const Placement& placement() const;
 
   // Makes room for steps of up to `rows` rows and `logit_rows` wanted rows; forward grows it when a step needs more.
   void reserve(int64_t rows, int64_t logit_rows);
-  int64_t work_bytes() const;
+  int64_t work_bytes() const;  // of all devices
 
   // Runs one step: writes K and V of every row, and the logits after softcap of batch.logit_rows, one row each, f32.
   // Layers that reuse KV run only for the rows whose logits are wanted (architecture 1.6). The tensor is valid until

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "core/error.h"
+#include "core/mapped_file.h"
 
 namespace gemmantle {
 namespace {
@@ -271,14 +272,15 @@ const float* ModelWeights::upload(std::vector<float> values, Backend& backend) {
   return reinterpret_cast<const float*>(buffers_.back().data);
 }
 
-ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config, Backend& backend)
+ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config,
+                           const BackendOfPart& backend_of)
     : checkpoint_(std::move(checkpoint)) {
   Binder binder(*checkpoint_, config);
   std::set<std::string> met;
 
-  auto matrix = [&](int layer, const StoredTensor& t) {
-    add(layer, t);
-    met.insert(format_name(t.format));
+  Backend& embedder = backend_of(kEmbeddingPart);
+  Backend& header = backend_of(kHeadPart);
+  auto place = [&](const StoredTensor& t, Backend& backend) {
     Weight w;
     w.format = t.format;
     w.cols = t.shape.back();
@@ -288,31 +290,41 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
     w.data = t.bytes.data();
     return backend.place(w, checkpoint_);
   };
-  auto vector = [&](int layer, const StoredTensor& t, bool is_norm) {
+  auto matrix = [&](int layer, const StoredTensor& t, Backend& backend) {
     add(layer, t);
-    return upload(read_vector(t, is_norm && config.norm_adds_one), backend);
+    met.insert(format_name(t.format));
+    return place(t, backend);
+  };
+  auto norm = [&](const StoredTensor& t, Backend& backend) {
+    return upload(read_vector(t, config.norm_adds_one), backend);
   };
 
   const int64_t layer_count = static_cast<int64_t>(config.layers.size());
-  embedding = matrix(
-      -1, binder.get(binder.name(-1, "embed_tokens.weight", "token_embd.weight"), {config.vocab, config.hidden}));
-  head = embedding;
+  const StoredTensor& table =
+      binder.get(binder.name(-1, "embed_tokens.weight", "token_embd.weight"), {config.vocab, config.hidden});
+  embedding = matrix(-1, table, embedder);
   const std::string untied = binder.gguf() ? "output.weight" : "lm_head.weight";
-  if (binder.find(untied) != nullptr) head = matrix(-1, binder.get(untied, {config.vocab, config.hidden}));
-  norm = vector(-1, binder.get(binder.name(-1, "norm.weight", "output_norm.weight"), {config.hidden}), true);
+  is_tied = binder.find(untied) == nullptr;
+  if (!is_tied) {
+    head = matrix(-1, binder.get(untied, {config.vocab, config.hidden}), header);
+  } else {
+    head = &header == &embedder ? embedding : place(table, header);
+  }
   if (config.per_layer > 0) {
     const int64_t width = layer_count * config.per_layer;
-    per_layer_embedding =
-        matrix(-1, binder.get(binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"),
-                              {config.vocab, width}));
+    const StoredTensor& rows = binder.get(
+        binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"), {config.vocab, width});
+    expect_single_rows(rows.bytes);
+    per_layer_embedding = matrix(-1, rows, embedder);
     per_layer_model_projection =
-        matrix(-1, binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"),
-                              {width, config.hidden}));
-    per_layer_norm =
-        vector(-1,
-               binder.get(binder.name(-1, "per_layer_projection_norm.weight", "per_layer_proj_norm.weight"),
-                          {config.per_layer}),
-               true);
+        matrix(-1,
+               binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"),
+                          {width, config.hidden}),
+               embedder);
+    const StoredTensor& t = binder.get(
+        binder.name(-1, "per_layer_projection_norm.weight", "per_layer_proj_norm.weight"), {config.per_layer});
+    add(-1, t);
+    per_layer_norm = norm(t, embedder);
   }
 
   layers.resize(config.layers.size());
@@ -320,12 +332,15 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
     const LayerSpec& spec = config.layers[static_cast<size_t>(l)];
     LayerWeights& w = layers[static_cast<size_t>(l)];
     const bool owns = spec.kv_source == l;
+    Backend& backend = backend_of(l);
     for (const VectorRow& row : kVectors) {
       const std::string full = binder.name(l, row.name, row.gguf);
       if (row.owner && !owns) {
         binder.find(full);  // released files carry it, nothing reads it: architecture 2.7
       } else if (row.needed(config, spec)) {
-        w.*row.field = vector(l, binder.get(full, row.shape(config, spec)), row.is_norm);
+        const StoredTensor& t = binder.get(full, row.shape(config, spec));
+        add(l, t);
+        w.*row.field = upload(read_vector(t, row.is_norm && config.norm_adds_one), backend);
       }
     }
     for (const MatrixRow& row : kMatrices) {
@@ -333,7 +348,7 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
       if ((row.owner && !owns) || (row.field == &LayerWeights::v && spec.value_is_key)) {
         binder.find(full);
       } else if (row.needed(config, spec)) {
-        w.*row.field = matrix(l, binder.get(full, row.shape(config, spec)));
+        w.*row.field = matrix(l, binder.get(full, row.shape(config, spec)), backend);
       }
     }
     if (config.has_moe()) {
@@ -341,7 +356,7 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
                          binder.find(binder.name(l, kExpertsGate.name, kExpertsGate.gguf)) != nullptr;
       for (const MatrixRow* row : {split ? &kExpertsGate : &kExpertsGateUp, split ? &kExpertsUp : nullptr}) {
         if (row == nullptr) continue;
-        w.*row->field = matrix(l, binder.get(binder.name(l, row->name, row->gguf), row->shape(config, spec)));
+        w.*row->field = matrix(l, binder.get(binder.name(l, row->name, row->gguf), row->shape(config, spec)), backend);
       }
     }
     if (is_gemma4(config, spec)) {
@@ -358,6 +373,17 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
     }
     w.rope_freq = upload(std::move(freq), backend);
   }
+  // A norm is wanted where the rows come from: by the layer before it, by the embedding.
+  const auto input_norm = [&](int l, Backend& backend) {
+    if (&backend == &backend_of(l)) return layers[static_cast<size_t>(l)].input_norm;
+    return norm(binder.get(binder.name(l, kVectors[0].name, kVectors[0].gguf), {config.hidden}), backend);
+  };
+  const int last = static_cast<int>(layers.size()) - 1;
+  first_norm = input_norm(0, embedder);
+  for (int l = 0; l < last; ++l) layers[static_cast<size_t>(l)].next_norm = input_norm(l + 1, backend_of(l));
+  const StoredTensor& last_norm = binder.get(binder.name(-1, "norm.weight", "output_norm.weight"), {config.hidden});
+  add(-1, last_norm);
+  layers.back().next_norm = norm(last_norm, backend_of(last));
   binder.refuse_unknown();
   formats.assign(met.begin(), met.end());
 }

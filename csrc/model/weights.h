@@ -4,6 +4,7 @@
 // it must be there. architecture 3, 4.2.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@ namespace gemmantle {
 // Vectors are f32 in backend memory; null where the layer has none.
 struct LayerWeights {
   const float* input_norm = nullptr;
+  const float* next_norm = nullptr;  // what follows the layer: the next one's input norm, or the last norm of all
   const float* q_norm = nullptr;
   const float* k_norm = nullptr;
   const float* post_attention_norm = nullptr;
@@ -40,19 +42,30 @@ struct LayerWeights {
   Weight experts_down;
 };
 
-class ModelWeights {
- public:
-  // Throws corrupt_file naming tensor, found and wanted; unsupported for tensors this decoder does not know.
-  ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config, Backend& backend);
-
+// All that the graph reads.
+struct DecoderWeights {
   Weight embedding;
   Weight head;  // the embedding again where they are tied
   Weight per_layer_embedding;
   Weight per_layer_model_projection;
-  const float* norm = nullptr;
+  const float* first_norm = nullptr;  // layer 0's input norm, where the embedding is
   const float* per_layer_norm = nullptr;
   std::vector<LayerWeights> layers;
+};
 
+// Parts of a model beside its layers, which count from 0.
+constexpr int kEmbeddingPart = -1;  // what runs before layer 0
+constexpr int kHeadPart = -2;
+
+class ModelWeights : public DecoderWeights {
+ public:
+  using BackendOfPart = std::function<Backend&(int part)>;
+
+  // Throws corrupt_file naming tensor, found and wanted; unsupported for tensors this decoder does not know.
+  ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config,
+               const BackendOfPart& backend_of);
+
+  bool is_tied = false;  // the table is the head, too: placed once where both are on one device
   int64_t parameters = 0;
   int64_t bytes = 0;
   std::vector<std::string> formats;  // names met, sorted

@@ -13,7 +13,7 @@
 
 #include "kernels/cpu/ints.h"
 #include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/tiles.h"
 
 namespace gemmantle::cpu {
 namespace {
@@ -21,14 +21,12 @@ namespace {
 #if GEMMANTLE_INTS
 
 constexpr int64_t kGroup = 32;
-constexpr int64_t kStrip = kGroup * kLanes;  // columns
-constexpr int64_t kVecBytes = 4 * kLanes;
+constexpr int64_t kStrip = kGroup * kLanes;       // columns
 constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | sums | sums of each first half
 constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales, see Side
-constexpr int64_t kTurnedBytes = 384 << 10;       // tile of weights: well inside a 1 MiB second-level cache
-constexpr int64_t kStripsAtOnce = 6;              // strips of kCodedX + kCodedW rows that the first-level cache holds
-constexpr int kCodedW = 2;                        // the tile: kCodedW x kCodedX sums, integer and f32
-constexpr int kCodedX = 4;
+constexpr int64_t kTurnedBytes = 640 << 10;       // tile of weights: well inside a 1 MiB second-level cache
+constexpr int64_t kStripsAtOnce = 6;              // strips of kSumsX + kCodedW rows that the first-level cache holds
+constexpr int kCodedW = kLanes == 16 ? 4 : 2;     // kCodedW x kSumsX integer sums fill half of the registers
 constexpr int kFewRows = 4;
 
 constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
@@ -216,10 +214,16 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* e
   }
 }
 
-// Adds the products of one strip: code(i, p) and side(i, n) give word p and scales of weight row i.
+// Adds the products of one strip to sums[i * kSumsX + j]: code(i, p) and side(i, n) give word p and scales of weight
+// row i, x[j] the strip of row j of x.
 template <class F, int W, int X, class Code, class SideOf>
-GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
+GEMMANTLE_VEC void add_strip(Vec* sums, Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
   constexpr int kParts = kSide<F> == Side::halves ? 2 : 1;
+  Vec totals[X];
+#pragma GCC unroll 4
+  for (int j = 0; kSide<F> == Side::minimum && j < X; ++j) {
+    totals[j] = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
+  }
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) {
     Ints dots[W][X];
@@ -231,7 +235,7 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
         if (part == 1) total = minus(total, load_ints(x[j] + 10 * kVecBytes));
         start = minus(start, shift_left(total, kOffsetBits<F>));
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int i = 0; i < W; ++i) dots[i][j] = start;
     }
 #pragma GCC unroll 8
@@ -239,8 +243,11 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
       const int p = 8 / kParts * part + q;
       Ints xs[X];
 #pragma GCC unroll 4
-      for (int j = 0; j < X; ++j) xs[j] = load_ints(x[j] + p * kVecBytes);
-#pragma GCC unroll 2
+      for (int j = 0; j < X; ++j) {
+        xs[j] = load_ints(x[j] + p * kVecBytes);
+        if constexpr (W > 1) hold(xs[j]);
+      }
+#pragma GCC unroll 4
       for (int i = 0; i < W; ++i) {
         const Ints w = code(i, p);
 #pragma GCC unroll 4
@@ -252,21 +259,15 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
         }
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < W; ++i) {
       const Vec scale = side(i, part);
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) {
-        sums[i][j] = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sums[i][j]);
+        Vec& sum = sums[i * kSumsX + j];
+        if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
+        sum = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sum);
       }
-    }
-  }
-  if constexpr (kSide<F> == Side::minimum) {
-#pragma GCC unroll 4
-    for (int j = 0; j < X; ++j) {
-      const Vec total = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
-#pragma GCC unroll 2
-      for (int i = 0; i < W; ++i) sums[i][j] = fma(side(i, 1), total, sums[i][j]);
     }
   }
 }
@@ -277,17 +278,13 @@ static inline uint8_t* aligned(float* scratch) noexcept {
   return reinterpret_cast<uint8_t*>((address + kVecBytes - 1) / kVecBytes * kVecBytes);
 }
 
-static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t r) noexcept {
-  return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
-}
-
 template <class F, int X>
 void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last) noexcept {
   const uint8_t* rows[X];
   for (int j = 0; j < X; ++j) rows[j] = coded_row(a, x, j);
   for (int64_t o = first; o < last; ++o) {
-    Vec sums[1][X];
-    for (int j = 0; j < X; ++j) sums[0][j] = fill(0.0f);
+    Vec sums[X];
+    for (int j = 0; j < X; ++j) sums[j] = fill(0.0f);
     each_strip<F>(
         a.w.data + o * a.w.row_bytes, a.w.cols,
         a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
@@ -297,72 +294,31 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
               sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
               [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
         });
-    for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[0][j]));
+    for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[j]));
   }
 }
 
 // Strips [begin, end) of W turned rows with X rows of x, on top of `sums` but for the first.
 template <class F, int W, int X>
 void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
-                float* sums) noexcept {
-  Vec held[W][X];
-  for (int i = 0; i < W; ++i) {
-    for (int j = 0; j < X; ++j) {
-      held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kCodedX + j) * kLanes);
-    }
-  }
+                Vec* sums) noexcept {
+  Vec zero = fill(0.0f);
+  hold(zero);  // or GCC calls memset
+  for (int i = 0; begin == 0 && i < W * kSumsX; ++i) sums[i] = zero;
   for (int64_t s = begin; s < end; ++s) {
     const uint8_t* at[X];
     for (int j = 0; j < X; ++j) at[j] = x[j] + s * kCodedStrip;
     add_strip<F, W, X>(
-        held,
+        sums,
         [&](int i, int p) __attribute__((always_inline)) { return load_ints(w[i] + s * kTurnedStrip + p * kVecBytes); },
         [&](int i, int n)
             __attribute__((always_inline)) { return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes); },
         at);
-  }
-  for (int i = 0; i < W; ++i) {
-    for (int j = 0; j < X; ++j) store(sums + (i * kCodedX + j) * kLanes, held[i][j]);
+    asm volatile("" : : : "memory");  // the sums stay in the first-level cache: registers are for integers
   }
 }
 
-// Adds up the lanes of sums[rows][kCodedX] and puts rows [o, o + rows) of the products with X rows of x.
-template <int X>
-void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const float* sums) noexcept {
-  constexpr int64_t kRowSums = kCodedX * kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= rows; i += kLanes) {
-    for (int j = 0; j < X; ++j) {
-      float products[kLanes];
-      store(products, sum_each(sums + i * kRowSums + j * kLanes, kRowSums));
-      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * kRowSums + j * kLanes)));
-  }
-}
-
-// X rows of x, from row r on, with a tile of `rows` turned weight rows, the first of which is row o of all.
-template <class F, int X>
-void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* turned, int64_t o, int64_t rows,
-                float* sums) noexcept {
-  const int64_t strips = strips_of(a.w.cols);
-  const uint8_t* x[X];
-  for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
-  const int64_t row_sums = kCodedX * kLanes;
-  for (int64_t s = 0; s < strips; s += kStripsAtOnce) {
-    const int64_t end = s + kStripsAtOnce < strips ? s + kStripsAtOnce : strips;
-    for (int64_t i = 0; i < rows; i += kCodedW) {
-      const uint8_t* w[kCodedW];
-      for (int n = 0; n < kCodedW; ++n) w[n] = turned + (i + n < rows ? i + n : rows - 1) * strips * kTurnedStrip;
-      coded_tile<F, kCodedW, X>(w, x, s, end, sums + i * row_sums);
-    }
-  }
-  put_sums<X>(a, r, o, rows, sums);
-}
-
-constexpr int64_t kTurnedRows = 64;
+constexpr int64_t kTurnedRows = 128;
 
 static inline int64_t turned_rows(int64_t strips) noexcept {
   const int64_t rows = kTurnedBytes / (strips * kTurnedStrip) / kLanes * kLanes;
@@ -387,9 +343,10 @@ void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
             }
           });
     }
-    int64_t r = 0;
-    for (; r + kCodedX <= a.rows; r += kCodedX) coded_rows<F, kCodedX>(a, x, r, turned, o, rows, sums);
-    for (; r < a.rows; ++r) coded_rows<F, 1>(a, x, r, turned, o, rows, sums);
+    multiply_tile<kCodedW>(
+        a, x, {turned, strips * kTurnedStrip, o, rows, strips, kStripsAtOnce}, sums,
+        []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into) __attribute__((
+            always_inline)) { coded_tile<F, kCodedW, X>(w, xs, begin, end, reinterpret_cast<Vec*>(into)); });
   }
 }
 
@@ -431,7 +388,7 @@ void encode(uint8_t* coded, const float* x, int64_t cols) {
 // With room to begin at a multiple of kVecBytes.
 int64_t coded_scratch(int64_t cols) {
   const int64_t strips = strips_of(cols), rows = turned_rows(strips);
-  return rows * strips * kTurnedStrip / 4 + rows * kCodedX * kLanes + kLanes;
+  return rows * strips * kTurnedStrip / 4 + sums_floats(rows) + kLanes;
 }
 
 void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {

@@ -17,7 +17,6 @@ namespace gemmantle::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kFewExpertRows = 8;
 constexpr int kMaxExperts = 1024;
 using Tile = GemmShape<64, 128, 32, 32, 3>;
 static_assert(sizeof(GemmShared<Tile>) <= 48 * 1024);

@@ -179,6 +179,8 @@ struct ExpertArgs {
   void* scratch = nullptr;  // experts_scratch_bytes(), 256-byte aligned
 };
 
+constexpr int kFewExpertRows = 8;  // of a call in which every row reads its experts by itself
+
 size_t experts_scratch_bytes(const ExpertArgs& args);
 // y[r] = sum_j weights[r, j] * down_e(gelu_tanh(gate_e x[r]) * (up_e x[r])), e = ids[r, j], summed in order of j.
 // Few rows read each expert's weights per row; many rows are grouped by expert on the device.

@@ -50,6 +50,7 @@ class Model:
         threads: int = 0,
         mode: str = "exact",
         kv: str = "auto",
+        deterministic: bool = False,
         profile: bool = False,
     ) -> Model: ...
     def config(self) -> dict[str, object]: ...

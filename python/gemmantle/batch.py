@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gemmantle.api import Handler, Request
 from gemmantle.api.common import new_id
+from gemmantle.api.handler import Handler
+from gemmantle.api.protocol import Request
 from gemmantle.errors import RequestError
 
 __all__ = ["BatchSummary", "Line", "read_lines", "run"]

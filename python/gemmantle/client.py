@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemmantle import engines, hub
 from gemmantle._http import library
-from gemmantle.api import Handler
+from gemmantle.api.handler import Handler
 from gemmantle.api.models import absent_card, card
 from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.errors import ModelNotFound

@@ -16,16 +16,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
-from gemmantle import bulk, evaluate, hub
+from gemmantle import hub
 from gemmantle.api.protocol import Generation, Profile, RequestHandler, Sampling
-from gemmantle.bulk import Result, TokenLogprob, Usage
 from gemmantle.cells import loaded_here
 from gemmantle.doors import HasDoors
 from gemmantle.errors import EngineClosed, ForkedEngineError
-from gemmantle.evaluate import Score
 from gemmantle.opened import OpenModel, id_array
 from gemmantle.options import NAMES, Options, Settings
-from gemmantle.progress import Progress, Show
 from gemmantle.words import HasWords, Words
 
 if TYPE_CHECKING:
@@ -33,8 +30,10 @@ if TYPE_CHECKING:
 
     from gemmantle.arms.remote import Remote
     from gemmantle.batch import BatchSummary
+    from gemmantle.bulk import Result
+    from gemmantle.progress import Show
 
-__all__ = ["Engine", "Result", "Score", "TokenLogprob", "Usage", "load"]
+__all__ = ["Engine", "load"]
 
 
 def load(
@@ -42,7 +41,7 @@ def load(
     *,
     device: str = "auto",
     threads: int | None = None,
-    mode: str = "exact",
+    mode: str = "auto",
     kv: str = "auto",
     max_context: int | None = None,
     kv_budget: int | str = "auto",
@@ -51,6 +50,7 @@ def load(
     max_queue: int = 1024,
     max_queue_ms: int | None = None,
     idle_stream_timeout: float = 120.0,
+    stream_interval_ms: int | None = None,
     default_sampling: str = "model",
     default_reasoning: str = "none",
     unknown_fields: str = "error",
@@ -59,9 +59,10 @@ def load(
 ) -> Engine:
     """Open a model: a folder, a .gguf file, an embedded name, or a name that is already on disk.
 
-    device: auto, cpu, reference or cuda. threads: None for one per core.
+    device: auto, cpu, reference, cuda, or CUDA devices by number: cuda:1, or cuda:0,1 to split the layers.
+    threads: None for one per core.
     mode: exact (f32 throughout) or fast (on the CPU: 8-bit activations where weights are packed, bf16 where they are
-    bf16, see docs/decisions/0006 and 0018).
+    bf16, see docs/decisions/0006 and 0018); "auto" is fast for a checkpoint with packed weights, else exact (0017).
     kv: what K and V are kept as: f32, bf16 or q8 (bytes with scales); "auto" takes f32 in mode exact, which takes no
     other, and bf16 in mode fast.
     max_context: tokens of prompt plus answer, None for what the checkpoint and memory allow.
@@ -71,6 +72,8 @@ def load(
     max_concurrency: sequences that run at once, 16 where it is left out.
     max_queue, max_queue_ms: how many requests wait, and how long; others are refused with engine_busy (429).
     idle_stream_timeout: seconds. A stream with 4,096 tokens unread stands still, and is cancelled after this time.
+    stream_interval_ms: the least time between two chunks of a stream, its text merged meanwhile; None grows with the
+    number of streams, 0 merges nothing but what is there already.
     default_sampling: "model" takes omitted sampling fields from the checkpoint, "openai" samples plainly.
     default_reasoning: none or high. unknown_fields: error or report.
     fallback: a `gemmantle.remote(...)` for what clients ask and this engine cannot do; data then leaves the machine.
@@ -129,9 +132,10 @@ class Engine(HasDoors, HasWords):
         progress: "auto" shows a bar after two seconds (terminal, notebook) or writes to the log "gemmantle"; False
         shows nothing; a function gets a `gemmantle.progress.Standing`.
         """
+        bulk, shows = importlib.import_module("gemmantle.bulk"), importlib.import_module("gemmantle.progress")
         total = len(requests) if isinstance(requests, Sized) else None
-        shown = Progress("generate", total, progress)
-        results = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
+        shown = shows.Progress("generate", total, progress)
+        results: Iterator[Result] = bulk.watched(bulk.generate(self, requests, self._ahead, ordered), shown)
         if on_result is None:
             return results
         for result in results:
@@ -146,8 +150,10 @@ class Engine(HasDoors, HasWords):
         mode "rolling": items are texts or ids; gives a list of Score over all tokens, the first conditioned on BOS.
         progress: as in `generate`.
         """
-        with contextlib.closing(Progress("score", None, progress)) as shown:
-            return evaluate.score(self, items, mode, self._ahead, shown)
+        evaluate, shows = importlib.import_module("gemmantle.evaluate"), importlib.import_module("gemmantle.progress")
+        with contextlib.closing(shows.Progress("score", None, progress)) as shown:
+            scores: list[Any] = evaluate.score(self, items, mode, self._ahead, shown)
+            return scores
 
     def run_batch(self, src: Any, dst: str | os.PathLike[str], *, resume: bool = True) -> BatchSummary:
         """Answer JSONL requests into a JSONL file (spec api 7.3), many at once, and print one summary to stderr.

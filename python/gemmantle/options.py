@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 __all__ = ["NAMES", "Options", "Settings"]
 
 _CHOICES = {
-    "device": ("auto", "cpu", "reference", "cuda"),
-    "mode": ("exact", "fast"),
+    "mode": ("auto", "exact", "fast"),
     "kv": ("auto", "f32", "bf16", "q8"),
     "default_sampling": ("model", "openai"),
     "default_reasoning": ("none", "high"),
     "unknown_fields": ("error", "report"),
 }
+_DEVICES = re.compile(r"auto|cpu|reference|cuda(:\d+(,\d+)*)?")
 _COUNTS = ("threads", "max_context", "max_concurrency", "max_queue_ms")
 
 
@@ -29,7 +30,7 @@ class Options:
 
     device: str = "auto"
     threads: int | None = None
-    mode: str = "exact"
+    mode: str = "auto"
     kv: str = "auto"
     max_context: int | None = None
     kv_budget: int | str = "auto"
@@ -38,12 +39,16 @@ class Options:
     max_queue: int = 1024
     max_queue_ms: int | None = None
     idle_stream_timeout: float = 120.0
+    stream_interval_ms: int | None = None
     default_sampling: str = "model"
     default_reasoning: str = "none"
     unknown_fields: str = "error"
     state_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or not _DEVICES.fullmatch(self.device):
+            wanted = "one of auto, cpu, reference, cuda, or numbers of CUDA devices: cuda:1, cuda:0,1"
+            raise _wrong("device", self.device, wanted)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise _wrong(name, getattr(self, name), f"one of {', '.join(allowed)}")
@@ -55,6 +60,9 @@ class Options:
             raise _wrong("kv_budget", self.kv_budget, "a number of bytes or 'auto'")
         if type(self.max_queue) is not int or self.max_queue < 0:
             raise _wrong("max_queue", self.max_queue, "0 or a positive integer")
+        interval = self.stream_interval_ms
+        if interval is not None and (type(interval) is not int or not 0 <= interval <= 10_000):
+            raise _wrong("stream_interval_ms", interval, "a number of milliseconds up to 10,000, or None")
         seconds = self.idle_stream_timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0.001 <= seconds <= 1e6:
             raise _wrong("idle_stream_timeout", seconds, "a number of seconds")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gemmantle import hub
-from gemmantle.api import Handler
+from gemmantle.api.handler import Handler
 from gemmantle.api.models import absent_card, card
 from gemmantle.api.protocol import Generation, Profile, Sampling
 from gemmantle.doors import HasDoors

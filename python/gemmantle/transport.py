@@ -1,4 +1,4 @@
-"""HTTP transports that answer in process: request -> `api.Handler` -> response, for both families, sync and async.
+"""HTTP transports that answer in process: request -> `Handler` -> response, for both families, sync and async.
 
 A transport adds nothing to an answer. It reads the timeout, hands the request over and, when time is up, raises what
 the caller understands: the SDK's own APITimeoutError where an SDK of 2.31 or newer is above (it lets its own errors
@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, NoReturn
 
 from gemmantle._http import HttpLibrary, library
-from gemmantle.api import Expired, Reply, Request
-from gemmantle.api.protocol import RequestHandler
+from gemmantle.api.problems import Expired
+from gemmantle.api.protocol import Reply, Request, RequestHandler
 
 __all__ = ["async_transport", "sync_transport"]
 

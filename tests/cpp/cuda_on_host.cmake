@@ -16,7 +16,8 @@ gemmantle_warnings(gemmantle_cuda_on_host)
 add_library(gemmantle_cuda_plugin_on_host MODULE $<TARGET_OBJECTS:gemmantle_cuda_on_host>
   support/cuda_on_host/plugin_on_host.cpp ${PROJECT_SOURCE_DIR}/csrc/core/error.cpp
   ${PROJECT_SOURCE_DIR}/csrc/backend/ops.cpp)
-target_include_directories(gemmantle_cuda_plugin_on_host PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR})
+target_include_directories(gemmantle_cuda_plugin_on_host PRIVATE ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_SOURCE_DIR}
+  ${CMAKE_CURRENT_SOURCE_DIR}/support/simt)
 target_compile_definitions(gemmantle_cuda_plugin_on_host PRIVATE GEMMANTLE_BUILD_ID="${GEMMANTLE_BUILD_ID}")
 if(NOT GEMMANTLE_SANITIZE)
   target_link_options(gemmantle_cuda_plugin_on_host PRIVATE -Wl,--no-undefined)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 TOKENIZER_JSON_SHA256 = "cc8d3a0ce36466ccc1278bf987df5f71db1719b9ca6b4118264f45cb627bfe0f"
+
+
+@pytest.fixture(autouse=True)
+def drawn_seeds(request, monkeypatch):
+    """A request without a seed draws it from the name of the test, so that what one run saw, the next one sees."""
+    print("seeds drawn from", request.node.nodeid)
+    monkeypatch.setattr(secrets, "randbits", random.Random(request.node.nodeid).getrandbits)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
 Weights = dict[str, F32]
 
 PREFIXES = ("model.language_model.", "language_model.model.", "model.")
@@ -289,25 +291,36 @@ def rotate(x: F64, rope: Rope) -> F64:
     return np.concatenate([left * cos - right * sin, right * cos + left * sin], -1)
 
 
-def experts(z: F64, p: F64, k: int, gate_up: F64, down: F64, scale: F64) -> F64:
-    """Rows `z` (n, h) through the `k` likeliest experts of `p` (n, experts); weights renormalised, then scaled."""
+def likeliest(p: F64, k: int) -> I64:
+    """The `k` largest of each row, descending; ties to the lower id."""
+    return np.argsort(-p, axis=-1, kind="stable")[:, :k]
+
+
+def experts(z: F64, p: F64, chosen: I64, gate_up: F64, down: F64, scale: F64) -> F64:
+    """Rows `z` (n, h) through `chosen` (n, k) of the experts of `p` (n, experts); weights renormalised, then scaled."""
     out = np.zeros_like(z)
     for t in range(len(z)):
-        chosen = np.argsort(-p[t], kind="stable")[:k]
-        for j in chosen:
+        for j in chosen[t]:
             gate, up = np.split(gate_up[j] @ z[t], 2)
-            out[t] += p[t, j] / p[t, chosen].sum() * scale[j] * (down[j] @ (gelu(gate) * up))
+            out[t] += p[t, j] / p[t, chosen[t]].sum() * scale[j] * (down[j] @ (gelu(gate) * up))
     return out
 
 
 def forward(
-    config: Config, weights: Weights, ids: ArrayLike, *, round_scale: bool = True, margins: list[float] | None = None
+    config: Config,
+    weights: Weights,
+    ids: ArrayLike,
+    *,
+    round_scale: bool = True,
+    margins: list[float] | None = None,
+    choose: Callable[[int, F64], I64] | None = None,
 ) -> F64:
     """Logits (n, vocabulary) after softcap of the ids (n,).
 
     `round_scale`: the embedding scale sqrt(h) is rounded to bfloat16, as the models were trained; llama.cpp does not.
     `margins` collects, for every layer with experts, the smallest distance in probability between an expert that was
     chosen and one that was not: where it is tiny, a float32 run may rightly choose another.
+    `choose` says which experts each row takes, from the layer and its probabilities, in place of the likeliest.
     """
     c = config
     ids = np.asarray(ids)
@@ -369,7 +382,7 @@ def forward(
             m = experts(
                 norm(x, b + "pre_feedforward_layernorm_2.weight"),
                 p,
-                c.experts_per_token,
+                choose(i, p) if choose else likeliest(p, c.experts_per_token),
                 w(b + "experts.gate_up_proj"),
                 w(b + "experts.down_proj"),
                 w(b + "router.per_expert_scale"),

@@ -208,8 +208,9 @@ def test_a_chain_and_a_cancelled_answer(speaker):
     first = respond(speaker, max_output_tokens=8)
     second = respond(speaker, max_output_tokens=8, previous_response_id=first.id)
     assert second.usage.input_tokens > first.usage.input_tokens + 8
-    counted = client.responses.input_tokens.count(model=speaker.name, input="Hi", previous_response_id=first.id)
-    assert counted.input_tokens == second.usage.input_tokens
+    if hasattr(client.responses, "input_tokens"):  # openai>=2.2
+        counted = client.responses.input_tokens.count(model=speaker.name, input="Hi", previous_response_id=first.id)
+        assert counted.input_tokens == second.usage.input_tokens
     long = respond(speaker, max_output_tokens=1800, background=True)
     assert client.responses.cancel(long.id).status == "cancelled"
     deadline = time.monotonic() + 20

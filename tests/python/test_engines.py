@@ -80,7 +80,7 @@ def test_every_public_name_resolves():
 
 def test_equal_arguments_share_one_engine_until_the_last_close(folder):
     first = gemmantle.load(folder)
-    second = gemmantle.load(str(folder), device="auto", mode="exact")
+    second = gemmantle.load(str(folder), device="auto", mode="auto")
     third = gemmantle.load(folder, max_context=32)
     assert first is second
     assert third is not first
@@ -144,6 +144,8 @@ def test_an_engine_pickles_as_its_arguments(folder):
         ("kv_budget", "all"),
         ("max_queue", -1),
         ("idle_stream_timeout", 0),
+        ("stream_interval_ms", -1),
+        ("stream_interval_ms", 0.5),
     ],
 )
 def test_arguments_out_of_range_are_named(folder, name, value):

@@ -16,7 +16,7 @@ from mock_mantle import KEY, Mantle
 
 import gemmantle
 from gemmantle import engines
-from gemmantle.api import Handler
+from gemmantle.api.handler import Handler
 from gemmantle.arms import fallback
 from gemmantle.arms.pair import FallbackHandler
 from gemmantle.client import OneModel, async_client_over, client_over

@@ -1,30 +1,31 @@
 """The golden checkpoints with true head widths on the CUDA backend, whose kernels run on the host.
 
 Products take their inputs rounded to bf16 and K and V are kept in bf16, so the yardstick is the framework's own bf16
-run: our distance to its f32 logits may be 1.5 times as large. A row of a mixture may go to another expert where two are
-nearly as likely, and later rows see that; there the typical row is held to the yardstick.
+run: our distance to its f32 logits may be 1.5 times as large, over all rows.
+
+A row of a mixture may go to another expert where two are as good as equally likely, and every later row sees its K and
+V. In `26b` that is row 6 of layer 0: experts 4 and 0 stand at 0.19682 and 0.19593, and the framework's own bf16 run
+gives both the same score, 0.19716. It takes 4 by the order of its sort, we take 0: roundings of q, k, v, of the
+attention's output and of the router's input move the difference of the logits from 0.0045 to -0.0020, none of them
+alone. So the yardstick is held against the float64 oracle with such ties settled either way; one way must explain all.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cuda_on_host
 import numpy as np
 import pytest
+from near_ties import settled
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests" / "golden" / "true"
-BUILD = Path(os.environ.get("GEMMANTLE_BUILD_DIR", ROOT / "build" / "dev"))
-PLUGIN = BUILD / "tests" / "cpp" / "libgemmantle_cuda_plugin_on_host.so"
+GOLDEN = cuda_on_host.ROOT / "tests" / "golden" / "true"
 PROGRAM = Path(__file__).parent / "golden_on_cuda.py"
 
-pytestmark = pytest.mark.skipif(not PLUGIN.exists(), reason=f"{PLUGIN} is not built: cmake --build --preset dev")
+pytestmark = cuda_on_host.needs_plugin
 
 NEAR_TIE = 3e-2  # of the spread of a row's logits
 ALLOWED = 1.5  # times the distance of the framework's bf16 run
@@ -34,32 +35,31 @@ class Case:
     """A checkpoint, what the framework says of it, and what the CUDA backend gave."""
 
     def __init__(self, name: str, found: dict[str, NDArray[Any]]) -> None:
+        self.name = name
         self.found = found
-        self.has_experts = name == "26b"
         with np.load(GOLDEN / name / "golden.npz") as golden:
-            self.exact, self.bf16 = golden["logits"], golden["logits_bf16"]
+            self.exact, self.bf16 = golden["logits"].astype(np.float64), golden["logits_bf16"]
             self.greedy = golden["greedy"].tolist()
+            ids = golden["ids"].tolist()
+        self.wanted = settled(GOLDEN / name, ids)
 
-    def distance(self, logits: NDArray[Any], first: int = 0) -> float:
-        """Of rows `first` and on to the f32 run, as a multiple of the distance of the framework's bf16 run."""
-        rows = slice(first, first + len(logits))
+    def distance(self, logits: NDArray[Any]) -> float:
+        """To the f32 run with its near ties settled alike, as a multiple of the distance of the bf16 run."""
+        ours = min(float(np.linalg.norm(logits - wanted)) for wanted in self.wanted)
+        return ours / float(np.linalg.norm(self.bf16 - self.exact))
 
-        def error(of: NDArray[Any]) -> float:
-            each = np.linalg.norm(of.astype(np.float64) - self.exact[rows], axis=1)
-            return float(np.median(each) if self.has_experts else np.linalg.norm(each))
 
-        return error(logits) / error(self.bf16[rows])
+def run(name: str, folder: Path, device: str = "cuda", **variables: str) -> dict[str, NDArray[Any]]:
+    """What golden_on_cuda.py wrote."""
+    out = folder / "found.npz"
+    cuda_on_host.run([sys.executable, str(PROGRAM), str(GOLDEN / name), str(out), device], **variables)
+    with np.load(out) as found:
+        return dict(found)
 
 
 @pytest.fixture(scope="module", params=sorted(folder.name for folder in GOLDEN.iterdir()))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    out = tmp_path_factory.mktemp("cuda") / "found.npz"
-    environment = {**os.environ, "GEMMANTLE_CUDA_LIBRARY": str(PLUGIN)}
-    command = [sys.executable, str(PROGRAM), str(GOLDEN / request.param), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-    with np.load(out) as found:
-        yield Case(request.param, dict(found))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(request.param, run(request.param, tmp_path_factory.mktemp("cuda")))
 
 
 def test_it_ran_on_cuda(case: Case) -> None:
@@ -105,3 +105,16 @@ def test_a_prefix_is_reused(case: Case) -> None:
 
     assert first == 0
     assert second > 0
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_layers_split_over_devices_give_the_same_bits(case: Case, devices: int, tmp_path: Path) -> None:
+    """Each device has its own memory: a kernel that touches another one's ends the program."""
+    names = ",".join(str(number) for number in range(devices))
+    found = run(case.name, tmp_path, f"cuda:{names}", GEMMANTLE_CUDA_ON_HOST_DEVICES=str(devices))
+
+    assert str(found["device"]) == f"cuda:{names}"
+    assert len(found["layers_per_device"]) == devices
+    assert found["layers_per_device"].sum() == case.found["layers_per_device"].sum()
+    for what in set(found) - {"device", "layers_per_device"}:
+        assert np.array_equal(found[what], case.found[what]), what

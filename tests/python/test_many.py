@@ -273,6 +273,18 @@ def test_who_finds_no_place_in_time_is_told_before_its_stream_begins() -> None:
         assert engine.stats()["max_queue_ms"] == 20
 
 
+def test_the_time_between_two_chunks_is_the_callers_to_set() -> None:
+    ask: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
+    ask |= {"max_completion_tokens": 60, "extra_body": {"ignore_eos": True}}
+    with gemmantle.load(MODEL, device="cpu", stream_interval_ms=300) as engine, engine.client() as client:
+        whole = client.chat.completions.create(**ask).choices[0].message.content
+        started = time.monotonic()
+        chunks = [c for c in client.chat.completions.create(stream=True, **ask) if c.choices]
+        most = 4 + (time.monotonic() - started) / 0.3  # the role, the first token, one an interval, the end
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole
+    assert len(chunks) <= most
+
+
 @pytest.mark.parametrize("limits", [{"max_queue": 1}, {"max_queue_ms": 1}])
 def test_bulk_work_waits_where_the_queue_is_short(limits: dict[str, int]) -> None:
     requests = [{"prompt": f"Number {n}", "max_tokens": 6, "seed": n, "ignore_eos": True} for n in range(30)]

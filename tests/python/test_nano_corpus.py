@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,8 +38,9 @@ SUM = re.compile(r"^\D*(\d+)\D+?(\d+)\D*$")
 @pytest.fixture(scope="module")
 def conversations() -> list[Any]:
     r = random.Random(77)
-    mixes = corpus.Mix(), corpus.Mix(hard=True), corpus.Mix(hard=True, lookup=1.0)
-    return [corpus.conversation(r, mixes[i % 3]) for i in range(CONVERSATIONS)]
+    hard = corpus.Mix(hard=True)
+    mixes = corpus.Mix(), hard, replace(hard, lookup=1.0), replace(hard, by_get=True)
+    return [corpus.conversation(r, mixes[i % len(mixes)]) for i in range(CONVERSATIONS)]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from mock_mantle import ACCESS, KEY, SIGV4, Mantle
 import gemmantle
 from gemmantle.api.protocol import Request
 from gemmantle.arms.capabilities import ROUTES, Capabilities
+from gemmantle.arms.inner_clients import bedrock
 from gemmantle.arms.wire import JsonEnd, Rewriter, Service
 from gemmantle.errors import RequestError
 
@@ -148,6 +149,8 @@ def test_the_bearer_key_of_the_environment(mantle, monkeypatch):
 
 def test_sigv4(mantle):
     pytest.importorskip("botocore", reason="signing needs botocore: pip install 'gemmantle[remote]'")
+    if bedrock() is None:
+        pytest.skip(f"signing needs openai>=2.44; this is {openai.__version__}")
     keys = {"api_key": None, "access_key_id": ACCESS, "secret_access_key": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}
     assert ask(mantle, keys).choices[0].message.content == "Hello from far"
     assert SIGV4.fullmatch(mantle.requests[0]["headers"]["authorization"])
@@ -172,7 +175,7 @@ def test_an_sdk_without_the_provider_sends_the_bearer_key(mantle, monkeypatch):
 
     assert asyncio.run(main()).choices
     keys = {"api_key": None, "access_key_id": "a", "secret_access_key": "b"}
-    with pytest.raises(openai.APIStatusError, match="signing needs"):
+    with pytest.raises(openai.AuthenticationError, match="signing needs"):
         ask(mantle, keys)
 
 

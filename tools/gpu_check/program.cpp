@@ -257,7 +257,7 @@ int probe() {
   DeviceStream stream;
   std::printf(
       "{\"device\": \"%s\", \"capability\": %d, \"multiprocessors\": %d, \"memory_gib\": %.1f, \"free_gib\": %.1f, "
-      "\"bandwidth_gb_s\": %.0f}\n",
+      "\"bandwidth_gb_s\": %.5g}\n",
       device.name.c_str(), device.capability, device.multiprocessors,
       static_cast<double>(device.memory_bytes) / (1 << 30), static_cast<double>(device.free_bytes) / (1 << 30),
       bandwidth(stream) / 1e9);

@@ -19,6 +19,12 @@ constexpr const char* kNoPlugin = "no CUDA plugin was found";
 constexpr const char* kNoPlugin = "this build has no CUDA plugin (it was configured with GEMMANTLE_CUDA=OFF)";
 #endif
 
+std::string describe(const CudaPlugin& plugin, int ordinal) {
+  char text[256] = {};
+  if (plugin.describe != nullptr) plugin.describe(ordinal, text, sizeof text);
+  return text;
+}
+
 CudaStatus refusal(CudaStatus status, std::string reason) {
   status.available = false;
   status.reason = std::move(reason);
@@ -61,7 +67,7 @@ CudaStatus open_cuda_plugin(const std::string& path) {
     return refusal(status, str("the CUDA plugin ", path, " is of a different build: ", build_id, ", this package is ",
                                GEMMANTLE_BUILD_ID, remedy));
   }
-  status.description = status.plugin.description;
+  status.description = describe(status.plugin, 0);
   status.reason = status.plugin.reason;
   status.available = status.reason.empty();
   return status;
@@ -72,10 +78,18 @@ const CudaStatus& cuda_status() {
   return status;
 }
 
+std::string cuda_description(int ordinal) { return describe(cuda_status().plugin, ordinal); }
+
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
   const CudaStatus& status = cuda_status();
   if (!status.available) {
     throw Error(ErrorCode::unsupported, str("device 'cuda' is not available: ", status.reason), "device");
+  }
+  if (options.ordinal >= status.plugin.device_count) {
+    throw Error(ErrorCode::invalid_argument,
+                str("device '", options.device, "' names CUDA device ", options.ordinal, "; there are ",
+                    status.plugin.device_count, ", counted from 0"),
+                "device");
   }
   return std::unique_ptr<Backend>(status.plugin.make_backend(options));
 }

@@ -28,7 +28,11 @@ std::string cuda_plugin_path();
 // Opens the plugin at `path` and asks it; never throws for what it finds there.
 CudaStatus open_cuda_plugin(const std::string& path);
 
-// Throws ErrorCode::unsupported with the reason when CUDA is not available.
+// Device `ordinal` as its driver names it; empty when it is not there.
+std::string cuda_description(int ordinal);
+
+// Throws ErrorCode::unsupported with the reason when CUDA is not available, invalid_argument where there is
+// no device options.ordinal.
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 }  // namespace gemmantle

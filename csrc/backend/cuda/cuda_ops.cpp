@@ -55,10 +55,6 @@ std::vector<AttendTile> tiles_of(std::span<const int32_t> sequence, int most) {
   return tiles;
 }
 
-bool has_prompt_rows(std::span<const int32_t> sequence) {
-  return std::adjacent_find(sequence.begin(), sequence.end()) != sequence.end();
-}
-
 // The lists of all rows to sample behind each other: a step's key knows the room they take together, not which row has
 // which list, so that it stays while some of them grow, come and go.
 class SampleLists {
@@ -207,6 +203,10 @@ void CudaOps::store_kv(KvView kv, Tensor k, Tensor v, std::span<const int32_t> s
                  memory_.address<int32_t>(brought));
 }
 
+bool CudaOps::takes_prompt_tiles(std::span<const int32_t> sequence) const {
+  return std::adjacent_find(sequence.begin(), sequence.end()) != sequence.end();
+}
+
 // Enough blocks for two on every multiprocessor, as long as each has some keys; it depends on what is in the key only.
 int CudaOps::splits_for(int tiles, int kv_heads, int keys) const {
   constexpr int kKeysPerSplit = 256, kMostSplits = 32;
@@ -224,7 +224,7 @@ void CudaOps::attend(Tensor y, Tensor q, HeadLayout heads, KvView kv, const Batc
   if (q.rows == 0) return;
   const int query_group = heads.query / heads.kv;
   AttendArgs args;
-  args.tile_rows = attend_tile_rows(heads.dim, query_group, has_prompt_rows(sequence));
+  args.tile_rows = attend_tile_rows(heads.dim, query_group, takes_prompt_tiles(sequence));
   const std::vector<AttendTile> tiles = tiles_of(sequence, args.tile_rows);
   args.n_tiles = static_cast<int>(tiles.size());
   int most_keys = 1;

@@ -15,7 +15,7 @@
 
 namespace gemmantle::cuda {
 
-class CudaOps final : public Ops {
+class CudaOps : public Ops {
  public:
   CudaOps(const WeightStore& weights, StepMemory& memory, void* stream, int multiprocessors)
       : weights_(weights), memory_(memory), stream_(stream), multiprocessors_(multiprocessors) {}
@@ -53,7 +53,9 @@ class CudaOps final : public Ops {
   bool launches(const char* operation, const Given&... given);
   // Many rows: activations rounded once, weights unpacked a piece at a time where they are packed.
   void multiply_many(Rows y, ConstRows x, const Matrix& w, float cap);
-  int splits_for(int tiles, int kv_heads, int keys) const;
+  // How an attention is cut: rows of a prompt together, and shares of the keys.
+  virtual bool takes_prompt_tiles(std::span<const int32_t> sequence) const;
+  virtual int splits_for(int tiles, int kv_heads, int keys) const;
 
   const WeightStore& weights_;
   StepMemory& memory_;

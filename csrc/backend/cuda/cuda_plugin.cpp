@@ -16,11 +16,6 @@ namespace {
 
 std::string version(int number) { return str(number / 1000, ".", number % 1000 / 10); }
 
-template <size_t N>
-void copy(char (&out)[N], const std::string& text) {
-  std::snprintf(out, N, "%s", text.c_str());
-}
-
 std::string why_no_device(cudaError_t error, const CudaPlugin& plugin) {
   const std::string needs = str("a driver for CUDA ", version(plugin.runtime_version), " or newer");
   if (plugin.driver_version == 0) return str("no NVIDIA driver was found; the CUDA plugin needs ", needs);
@@ -35,11 +30,11 @@ std::string why_no_device(cudaError_t error, const CudaPlugin& plugin) {
   return "";
 }
 
-void describe_device(CudaPlugin& plugin) {
+void describe(int ordinal, char* text, size_t size) {
   cudaDeviceProp properties{};
-  if (cudaGetDeviceProperties(&properties, 0) != cudaSuccess) return;
-  copy(plugin.description, str(properties.name, ", compute capability ", properties.major, ".", properties.minor, ", ",
-                               properties.totalGlobalMem >> 30, " GiB"));
+  if (cudaGetDeviceProperties(&properties, ordinal) != cudaSuccess) return;
+  std::snprintf(text, size, "%s, compute capability %d.%d, %zu GiB", properties.name, properties.major,
+                properties.minor, properties.totalGlobalMem >> 30);
 }
 
 }  // namespace
@@ -54,8 +49,8 @@ extern "C" GEMMANTLE_EXPORT int gemmantle_cuda_plugin(int interface_version, gem
   if (cudaDriverGetVersion(&plugin->driver_version) != cudaSuccess) plugin->driver_version = 0;
   const cudaError_t error = cudaGetDeviceCount(&plugin->device_count);
   if (error != cudaSuccess) plugin->device_count = 0;
-  if (plugin->device_count > 0) describe_device(*plugin);
-  copy(plugin->reason, why_no_device(error, *plugin));
+  std::snprintf(plugin->reason, sizeof plugin->reason, "%s", why_no_device(error, *plugin).c_str());
+  plugin->describe = describe;
   plugin->make_backend = [](const BackendOptions& options) { return cuda::make_backend(options).release(); };
   return 0;
 }

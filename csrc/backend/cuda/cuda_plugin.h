@@ -8,7 +8,7 @@
 
 namespace gemmantle {
 
-inline constexpr int kCudaInterfaceVersion = 1;
+inline constexpr int kCudaInterfaceVersion = 2;
 inline constexpr const char* kCudaPluginFile = "libgemmantle_cuda.so";
 inline constexpr const char* kCudaPluginFunction = "gemmantle_cuda_plugin";
 
@@ -17,9 +17,10 @@ struct CudaPlugin {
   int runtime_version = 0;  // 1000 * major + 10 * minor, as CUDA counts
   int driver_version = 0;   // newest run time the driver serves; 0: no driver
   int device_count = 0;
-  char description[256] = {};                                         // of device 0; empty when there is none
-  char reason[512] = {};                                              // why no device can be used; empty when one can
-  Backend* (*make_backend)(const BackendOptions& options) = nullptr;  // throws Error
+  char reason[512] = {};  // why no device can be used; empty when one can
+  // A device in words, cut to `size` with the zero behind it; nothing for one that is not there.
+  void (*describe)(int ordinal, char* text, size_t size) = nullptr;
+  Backend* (*make_backend)(const BackendOptions& options) = nullptr;  // on options.ordinal; throws Error
 };
 
 // Returns 0, or 1 when the interface versions differ (then `plugin` is left alone).

@@ -1,4 +1,4 @@
-// device.h: one GPU as the backend sees it: memory, pinned memory, a stream, recorded steps.
+// device.h: a GPU as the backend sees it: memory, pinned memory, a stream, recorded steps.
 //
 // Two implementations: device_cuda.cpp on the CUDA run time, and one for tests in which device memory is the host's and
 // kernels run at once. everything throws Error: out_of_memory with the bytes wanted and free, device for the rest.
@@ -19,6 +19,9 @@ struct DeviceProperties {
   size_t free_bytes = 0;  // now
 };
 
+// From here on the calling thread takes memory, makes streams and launches on this device; the first one is 0.
+void use_device(int ordinal);
+// Of the device in use.
 DeviceProperties device_properties();
 
 // Memory of the device; its contents are undefined until written.

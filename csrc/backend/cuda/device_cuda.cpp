@@ -34,9 +34,13 @@ struct Graph final : RecordedWork {
 
 }  // namespace
 
+void use_device(int ordinal) { check(cudaSetDevice(ordinal), "choosing a device"); }
+
 DeviceProperties device_properties() {
+  int ordinal = 0;
+  check(cudaGetDevice(&ordinal), "asking for the device in use");
   cudaDeviceProp found{};
-  check(cudaGetDeviceProperties(&found, 0), "reading its properties");
+  check(cudaGetDeviceProperties(&found, ordinal), "reading its properties");
   DeviceProperties properties;
   properties.name = found.name;
   properties.capability = 10 * found.major + found.minor;

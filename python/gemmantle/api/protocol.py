@@ -134,6 +134,7 @@ class Profile:
     default_reasoning: str = "none"
     unknown_fields: str = "error"  # or "report"
     max_queue_ms: int = 0  # that requests wait; then the first delta says, empty, that one has its place. 0: no limit
+    stream_interval_ms: int | None = None  # least time between two chunks of a stream; None: by the number of streams
     chat_suppress: tuple[int, ...] = ()  # ids a chat answer never contains
     raw_suppress: tuple[int, ...] = ()  # the checkpoint's own suppress_tokens
     call_id: int | None = None  # <|tool_call>

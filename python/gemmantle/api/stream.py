@@ -271,17 +271,21 @@ class Pace:
 
     def gap_s(self) -> float:
         """0 for a handful of streams, where the sleep would cost more than the chunk it saves."""
-        return min(self._streams * 0.0003, 0.1) if self._streams > 3 else 0.0
+        return min(self._streams * 0.0004, 0.1) if self._streams > 3 else 0.0
 
 
 class EventStream:
     """The body of a streamed reply: an iterator of bytes for threads and for loops. Use one of the two, once."""
 
-    def __init__(self, work: Work, answer: Answer, pace: Pace, timeout: float | None) -> None:
+    def __init__(
+        self, work: Work, answer: Answer, pace: Pace, timeout: float | None, interval_ms: int | None = None
+    ) -> None:
+        """timeout: seconds. interval_ms: the least time between two chunks; None: what `pace` says."""
         self._work = work
         self._answer = answer
         self._pace = pace
         self._timeout = timeout
+        self._interval_ms = interval_ms
         self._last = 0.0
         self._paced = False
         self._done = False
@@ -370,7 +374,7 @@ class EventStream:
         """Seconds to let text gather; none before the first chunk, nor where reading makes it come."""
         if self._last == 0.0 or self._work.guided:
             return 0.0
-        gap = self._pace.gap_s()
+        gap = self._pace.gap_s() if self._interval_ms is None else self._interval_ms / 1000
         return self._last + gap - time.monotonic() if gap > 0 else 0.0
 
     def _absorb(self, ready: list[tuple[int, Delta]]) -> bytes:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from gemmantle.errors import RequestError
+
 __all__ = ["Credentials", "Provider"]
 
 Provider = Callable[[], "str | Awaitable[str]"]
@@ -51,11 +53,9 @@ class Credentials:
     def for_bearer(self, asynchronous: bool) -> Any:
         """What an SDK without the provider takes as its api_key: a function it calls for each attempt."""
         if set(self._given) - {"api_key", "token_provider"}:
-            raise ValueError(
-                "this openai SDK sends bearer keys only; signing needs openai>=2.44: pip install -U openai"
-            )
+            raise _no_key("this openai SDK sends bearer keys only; signing needs openai>=2.44: pip install -U openai")
         if not self._given and not os.environ.get(_KEY_VARIABLE):
-            raise ValueError(f"no key: give api_key or token_provider, or set {_KEY_VARIABLE}")
+            raise _no_key(f"no key: give api_key or token_provider, or set {_KEY_VARIABLE}")
 
         async def aread() -> str:
             value = self._token()
@@ -88,3 +88,7 @@ class Credentials:
                 self._secrets.clear()
             self._secrets.add(value)
         return value
+
+
+def _no_key(message: str) -> RequestError:
+    return RequestError(message, code="invalid_api_key", status=401)

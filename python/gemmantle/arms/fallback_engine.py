@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gemmantle.api import Handler
+from gemmantle.api.handler import Handler
 from gemmantle.api.protocol import RequestHandler, ServingEngine
 from gemmantle.arms.pair import FallbackHandler
 from gemmantle.doors import HasDoors

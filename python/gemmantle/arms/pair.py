@@ -16,8 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from gemmantle.api import Handler
 from gemmantle.api.common import new_id
+from gemmantle.api.handler import Handler
 from gemmantle.api.problems import Expired, problem_of
 from gemmantle.api.protocol import ModelSource, Reply, Request, ServingEngine
 from gemmantle.api.schemas import parse_body

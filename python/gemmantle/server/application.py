@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gemmantle.api import Expired, Handler, Reply, Request
-from gemmantle.api.problems import Problem, problem_of
-from gemmantle.api.protocol import ByteStream, RequestHandler
+from gemmantle.api.handler import Handler
+from gemmantle.api.problems import Expired, Problem, problem_of
+from gemmantle.api.protocol import ByteStream, Reply, Request, RequestHandler
 from gemmantle.errors import RequestError
 from gemmantle.server.exchange import Exchange, Gone, Headers, Message, keep_alive
 from gemmantle.server.metrics import CONTENT_TYPE, Metrics

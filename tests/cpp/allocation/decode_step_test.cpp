@@ -70,7 +70,7 @@ class Worker {
     machine.threads = 2;
     machine.mode = mode;
     model_ = Model::load(path, machine);
-    const KvLayout layout(model_->config(), model_->backend(), options.block_size);
+    const KvLayout layout(model_->config(), model_->placement().first(), options.block_size);
     limits_ = derive_limits(options, model_->config(), layout, int64_t{1} << 30);
     runner_ = std::make_unique<ModelRunner>(model_, layout, limits_.scheduler);
     scheduler_ = std::make_unique<Scheduler>(limits_.scheduler);

@@ -13,7 +13,7 @@ import pytest
 MODEL = "gemma-4-nano-e"
 USER = [{"role": "user", "content": "Hi"}]
 # An answer that says something until it is cut: what would end it is disliked.
-LONG = {"max_completion_tokens": 3500, "logit_bias": {"1": -100, "9": -100, "16": -100}}
+LONG = {"max_completion_tokens": 3500, "logit_bias": {str(control): -100 for control in range(24)}}
 
 
 def is_free(engine, seconds=20.0):

@@ -13,10 +13,11 @@ from gemmantle.options import Settings
 
 MODEL = "gemma-4-nano-e"
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
-# An answer that says something until it is cut, and much of it, so that the system's buffers for a connection fill.
+# An answer that says something until it is cut, for it draws no control token, and says much of it, so that the
+# system's buffers for a connection fill.
 LONG = {
     "max_completion_tokens": 4000,
-    "logit_bias": {"1": -100, "9": -100, "16": -100},
+    "logit_bias": {str(control): -100 for control in range(24)},
     "logprobs": True,
     "top_logprobs": 5,
 }

@@ -15,12 +15,12 @@ import pytest
 
 MODEL = "gemma-4-nano-e"
 PROMPTS = [[(7 * row + 31 * position) % 1500 for position in range(4000)] for row in range(16)]
-DECODE = {"prompt": "The", "max_tokens": 4000, "extra_body": {"ignore_eos": True}}
+DECODE = {"prompt": ["The"] * 16, "max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 PREFILL = {"prompt": PROMPTS, "max_tokens": 1}
 # What is asked in each phase, and what the engine would count if all of it were computed.
 PHASES = {
     "prefill": (PREFILL, "prompt_tokens", sum(map(len, PROMPTS))),
-    "decode": (DECODE, "generated_tokens", DECODE["max_tokens"]),
+    "decode": (DECODE, "generated_tokens", 16 * DECODE["max_tokens"]),
 }
 
 
@@ -51,8 +51,7 @@ def asynchronous(door, fields):
 
 
 def generate(engine, fields):
-    prompts = fields["prompt"] if isinstance(fields["prompt"], list) else [fields["prompt"]]
-    list(engine.generate([{"prompt": prompt, "max_tokens": 4000, "ignore_eos": True} for prompt in prompts]))
+    list(engine.generate([{"prompt": p, "max_tokens": 4000, "ignore_eos": True} for p in fields["prompt"]]))
 
 
 def press_in(engine, call, door, phase):

@@ -20,6 +20,6 @@ extern "C" GEMMANTLE_EXPORT int gemmantle_cuda_plugin(int interface_version, gem
   }
   plugin->driver_version = 13000;
   plugin->device_count = 1;
-  std::snprintf(plugin->description, sizeof plugin->description, "a device of paper");
+  plugin->describe = [](int, char* out, size_t size) { std::snprintf(out, size, "a device of paper"); };
   return 0;
 }

@@ -1,35 +1,15 @@
-// device_host.cpp: device.h without a device: its memory is the host's, filled with NaN and checked for overruns, and a
-// stream runs everything at once.
-#include <cstdlib>
+// device_host.cpp: device.h without a device: its memory is the host's (simulated_devices.h), and a stream runs
+// everything at once.
 #include <cstring>
 #include <utility>
 #include <vector>
 
 #include "backend/cuda/device.h"
-#include "core/error.h"
 #include "simt_fibers.h"
-#include "simt_memory.h"
+#include "simulated_devices.h"
 
 namespace gemmantle::cuda {
 namespace {
-
-constexpr size_t kRedZone = 256;
-constexpr unsigned char kUnwritten = 0xff;  // NaN in every float format
-constexpr unsigned char kRed = 0xa5;
-
-// Memory filled with NaN, whose end is looked at when it is given back.
-std::shared_ptr<std::byte> take(size_t bytes) {
-  auto* memory = static_cast<unsigned char*>(std::aligned_alloc(256, (bytes + kRedZone + 255) / 256 * 256));
-  if (memory == nullptr) throw Error(ErrorCode::out_of_memory, str("no memory for ", bytes, " bytes"));
-  std::memset(memory, kUnwritten, bytes);
-  std::memset(memory + bytes, kRed, kRedZone);
-  return {reinterpret_cast<std::byte*>(memory), [bytes](std::byte* data) {
-            for (size_t i = 0; i < kRedZone; ++i) {
-              if (data[bytes + i] != std::byte{kRed}) simt::host::die("a kernel wrote behind its device memory");
-            }
-            std::free(data);
-          }};
-}
 
 struct Closures final : RecordedWork {
   std::vector<std::function<void()>> closures;
@@ -46,18 +26,15 @@ void enqueue(std::function<void()> work) {
 
 }  // namespace
 
-DeviceProperties device_properties() { return {"host", 90, 4, size_t{1} << 33, size_t{1} << 33}; }
+void use_device(int ordinal) { simt::host::use_device(ordinal); }
 
-DeviceMemory::DeviceMemory(size_t bytes) : bytes_(bytes) {
-  std::shared_ptr<std::byte> memory = take(bytes);
-  auto* data = reinterpret_cast<unsigned char*>(memory.get());
-  simt::host::add_memory(data, bytes);
-  data_ = {memory.get(), [memory, data](std::byte*) mutable {
-             simt::host::remove_memory(data);
-             memory.reset();
-           }};
+DeviceProperties device_properties() {
+  const int ordinal = simt::host::device_in_use();
+  return {"host", 90, 4, simt::host::device_memory_bytes(ordinal), simt::host::device_free_bytes(ordinal)};
 }
-PinnedMemory::PinnedMemory(size_t bytes) : data_(take(bytes)), bytes_(bytes) {}
+
+DeviceMemory::DeviceMemory(size_t bytes) : data_(simt::host::take_device_memory(bytes)), bytes_(bytes) {}
+PinnedMemory::PinnedMemory(size_t bytes) : data_(simt::host::take_pinned_memory(bytes)), bytes_(bytes) {}
 
 DeviceStream::DeviceStream() = default;
 DeviceStream::~DeviceStream() = default;
