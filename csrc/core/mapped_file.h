@@ -31,4 +31,8 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Of these bytes of a map, rows here and there are all that will be read: a huge page of the page cache around such a
+// row shall not count as memory of this process.
+void expect_single_rows(std::span<const std::byte> bytes) noexcept;
+
 }  // namespace gemmantle

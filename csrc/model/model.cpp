@@ -185,9 +185,9 @@ Tensor Model::forward(const Batch& given, KvCache& kv, std::span<const SampleRow
   reserve(batch.rows(), tail.rows());
   for (int d = 0; d < p.placement->devices(); ++d) {
     const Stretch& stretch = p.placement->stretch(d);
-    const int64_t entering = rows_at(p.config, stretch.first, batch, tail).rows();
-    if (entering == 0) break;  // nobody wants logits, and all K and V are written
-    if (d > 0) p.hand_over(d - 1, entering);
+    const int64_t kept = rows_at(p.config, stretch.first, batch, tail).rows();
+    if (kept == 0) break;  // nobody wants logits, and all K and V are written
+    if (d > 0) p.hand_over(d - 1, kept);
     Activations& a = p.activations[static_cast<size_t>(d)];
     const auto step = [&](Ops& ops) {
       decoder_forward(ops, p.config, *p.weights, a, kv, stretch, batch, tail);

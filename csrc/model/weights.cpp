@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "core/error.h"
+#include "core/mapped_file.h"
 
 namespace gemmantle {
 namespace {
@@ -311,11 +312,10 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
   }
   if (config.per_layer > 0) {
     const int64_t width = layer_count * config.per_layer;
-    per_layer_embedding =
-        matrix(-1,
-               binder.get(binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"),
-                          {config.vocab, width}),
-               embedder);
+    const StoredTensor& rows = binder.get(
+        binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"), {config.vocab, width});
+    expect_single_rows(rows.bytes);
+    per_layer_embedding = matrix(-1, rows, embedder);
     per_layer_model_projection =
         matrix(-1,
                binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"),

@@ -13,7 +13,7 @@
 
 #include "kernels/cpu/ints.h"
 #include "kernels/cpu/kernel_table.h"
-#include "kernels/cpu/linear.h"
+#include "kernels/cpu/tiles.h"
 
 namespace gemmantle::cpu {
 namespace {
@@ -21,15 +21,14 @@ namespace {
 #if GEMMANTLE_INTS
 
 constexpr int64_t kGroup = 32;
-constexpr int64_t kStrip = kGroup * kLanes;  // columns
-constexpr int64_t kVecBytes = 4 * kLanes;
+constexpr int64_t kStrip = kGroup * kLanes;       // columns
 constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | sums | sums of each first half
 constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales, see Side
-constexpr int64_t kTurnedBytes = 384 << 10;       // tile of weights: well inside a 1 MiB second-level cache
-constexpr int64_t kStripsAtOnce = 6;              // strips of kCodedX + kCodedW rows that the first-level cache holds
-constexpr int kCodedW = 2;                        // the tile: kCodedW x kCodedX sums, integer and f32
-constexpr int kCodedX = 4;
-constexpr int kFewRows = 4;
+constexpr int64_t kTurnedBytes = 640 << 10;       // tile of weights: well inside a 1 MiB second-level cache
+constexpr int64_t kStripsAtOnce = 6;              // strips of kSumsX + kCodedW rows that the first-level cache holds
+constexpr int kCodedW = kLanes == 16 ? 4 : 2;     // kCodedW x kSumsX integer sums fill half of the registers
+constexpr int kFewRows = kSumsX;                  // rows of x that each strip of weights meets as it is read,
+constexpr int64_t kFewStrips = 48;                // where the first-level cache holds all of them
 
 constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
 
@@ -216,10 +215,16 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* e
   }
 }
 
-// Adds the products of one strip: code(i, p) and side(i, n) give word p and scales of weight row i.
+// Adds the products of one strip to sums[i * kSumsX + j]: code(i, p) and side(i, n) give word p and scales of weight
+// row i, x[j] the strip of row j of x.
 template <class F, int W, int X, class Code, class SideOf>
-GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
+GEMMANTLE_VEC void add_strip(Vec* sums, Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
   constexpr int kParts = kSide<F> == Side::halves ? 2 : 1;
+  Vec totals[X];
+#pragma GCC unroll 4
+  for (int j = 0; kSide<F> == Side::minimum && j < X; ++j) {
+    totals[j] = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
+  }
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) {
     Ints dots[W][X];
@@ -231,7 +236,7 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
         if (part == 1) total = minus(total, load_ints(x[j] + 10 * kVecBytes));
         start = minus(start, shift_left(total, kOffsetBits<F>));
       }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int i = 0; i < W; ++i) dots[i][j] = start;
     }
 #pragma GCC unroll 8
@@ -239,8 +244,11 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
       const int p = 8 / kParts * part + q;
       Ints xs[X];
 #pragma GCC unroll 4
-      for (int j = 0; j < X; ++j) xs[j] = load_ints(x[j] + p * kVecBytes);
-#pragma GCC unroll 2
+      for (int j = 0; j < X; ++j) {
+        xs[j] = load_ints(x[j] + p * kVecBytes);
+        if constexpr (W > 1) hold(xs[j]);
+      }
+#pragma GCC unroll 4
       for (int i = 0; i < W; ++i) {
         const Ints w = code(i, p);
 #pragma GCC unroll 4
@@ -252,21 +260,15 @@ GEMMANTLE_VEC void add_strip(Vec (&sums)[W][X], Code code, SideOf side, const ui
         }
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < W; ++i) {
       const Vec scale = side(i, part);
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) {
-        sums[i][j] = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sums[i][j]);
+        Vec& sum = sums[i * kSumsX + j];
+        if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
+        sum = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sum);
       }
-    }
-  }
-  if constexpr (kSide<F> == Side::minimum) {
-#pragma GCC unroll 4
-    for (int j = 0; j < X; ++j) {
-      const Vec total = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
-#pragma GCC unroll 2
-      for (int i = 0; i < W; ++i) sums[i][j] = fma(side(i, 1), total, sums[i][j]);
     }
   }
 }
@@ -277,17 +279,13 @@ static inline uint8_t* aligned(float* scratch) noexcept {
   return reinterpret_cast<uint8_t*>((address + kVecBytes - 1) / kVecBytes * kVecBytes);
 }
 
-static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t r) noexcept {
-  return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
-}
-
 template <class F, int X>
 void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last) noexcept {
   const uint8_t* rows[X];
   for (int j = 0; j < X; ++j) rows[j] = coded_row(a, x, j);
   for (int64_t o = first; o < last; ++o) {
-    Vec sums[1][X];
-    for (int j = 0; j < X; ++j) sums[0][j] = fill(0.0f);
+    Vec sums[X];
+    for (int j = 0; j < X; ++j) sums[j] = fill(0.0f);
     each_strip<F>(
         a.w.data + o * a.w.row_bytes, a.w.cols,
         a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
@@ -297,72 +295,31 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
               sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
               [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
         });
-    for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[0][j]));
+    for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[j]));
   }
 }
 
 // Strips [begin, end) of W turned rows with X rows of x, on top of `sums` but for the first.
 template <class F, int W, int X>
 void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
-                float* sums) noexcept {
-  Vec held[W][X];
-  for (int i = 0; i < W; ++i) {
-    for (int j = 0; j < X; ++j) {
-      held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kCodedX + j) * kLanes);
-    }
-  }
+                Vec* sums) noexcept {
+  Vec zero = fill(0.0f);
+  hold(zero);  // or GCC calls memset
+  for (int i = 0; begin == 0 && i < W * kSumsX; ++i) sums[i] = zero;
   for (int64_t s = begin; s < end; ++s) {
     const uint8_t* at[X];
     for (int j = 0; j < X; ++j) at[j] = x[j] + s * kCodedStrip;
     add_strip<F, W, X>(
-        held,
+        sums,
         [&](int i, int p) __attribute__((always_inline)) { return load_ints(w[i] + s * kTurnedStrip + p * kVecBytes); },
         [&](int i, int n)
             __attribute__((always_inline)) { return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes); },
         at);
-  }
-  for (int i = 0; i < W; ++i) {
-    for (int j = 0; j < X; ++j) store(sums + (i * kCodedX + j) * kLanes, held[i][j]);
+    asm volatile("" : : : "memory");  // the sums stay in the first-level cache: registers are for integers
   }
 }
 
-// Adds up the lanes of sums[rows][kCodedX] and puts rows [o, o + rows) of the products with X rows of x.
-template <int X>
-void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const float* sums) noexcept {
-  constexpr int64_t kRowSums = kCodedX * kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= rows; i += kLanes) {
-    for (int j = 0; j < X; ++j) {
-      float products[kLanes];
-      store(products, sum_each(sums + i * kRowSums + j * kLanes, kRowSums));
-      for (int n = 0; n < kLanes; ++n) put(a, r + j, o + i + n, products[n]);
-    }
-  }
-  for (; i < rows; ++i) {
-    for (int j = 0; j < X; ++j) put(a, r + j, o + i, sum(load(sums + i * kRowSums + j * kLanes)));
-  }
-}
-
-// X rows of x, from row r on, with a tile of `rows` turned weight rows, the first of which is row o of all.
-template <class F, int X>
-void coded_rows(const LinearArgs& a, CodedRows coded, int64_t r, const uint8_t* turned, int64_t o, int64_t rows,
-                float* sums) noexcept {
-  const int64_t strips = strips_of(a.w.cols);
-  const uint8_t* x[X];
-  for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
-  const int64_t row_sums = kCodedX * kLanes;
-  for (int64_t s = 0; s < strips; s += kStripsAtOnce) {
-    const int64_t end = s + kStripsAtOnce < strips ? s + kStripsAtOnce : strips;
-    for (int64_t i = 0; i < rows; i += kCodedW) {
-      const uint8_t* w[kCodedW];
-      for (int n = 0; n < kCodedW; ++n) w[n] = turned + (i + n < rows ? i + n : rows - 1) * strips * kTurnedStrip;
-      coded_tile<F, kCodedW, X>(w, x, s, end, sums + i * row_sums);
-    }
-  }
-  put_sums<X>(a, r, o, rows, sums);
-}
-
-constexpr int64_t kTurnedRows = 64;
+constexpr int64_t kTurnedRows = 128;
 
 static inline int64_t turned_rows(int64_t strips) noexcept {
   const int64_t rows = kTurnedBytes / (strips * kTurnedStrip) / kLanes * kLanes;
@@ -387,9 +344,10 @@ void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
             }
           });
     }
-    int64_t r = 0;
-    for (; r + kCodedX <= a.rows; r += kCodedX) coded_rows<F, kCodedX>(a, x, r, turned, o, rows, sums);
-    for (; r < a.rows; ++r) coded_rows<F, 1>(a, x, r, turned, o, rows, sums);
+    multiply_tile<kCodedW>(
+        a, x, {turned, strips * kTurnedStrip, o, rows, strips, kStripsAtOnce}, last, sums,
+        []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into) __attribute__((
+            always_inline)) { coded_tile<F, kCodedW, X>(w, xs, begin, end, reinterpret_cast<Vec*>(into)); });
   }
 }
 
@@ -399,51 +357,75 @@ bool takes_coded(formats::FormatId format) {
 
 int64_t coded_bytes(int64_t cols) { return strips_of(cols) * kCodedStrip; }
 
-void encode(uint8_t* coded, const float* x, int64_t cols) {
-  memset(coded, 0, static_cast<size_t>(coded_bytes(cols)));
-  for (int64_t c = 0; c < cols; c += kGroup) {
-    uint8_t* strip = coded + c / kStrip * kCodedStrip;
-    const int64_t lane = c % kStrip / kGroup;
-    Vec most = fill(0.0f), not_finite = fill(0.0f);
+// The largest magnitude of each group of a strip of x; returns zero, or NaN where a value is not finite.
+static inline float largest_of_groups(const float* x, int64_t groups, float* tops) noexcept {
+  Vec not_finite = fill(0.0f);
+  for (int64_t g = 0; g < groups; ++g) {
+    Vec most = fill(0.0f);
     for (int64_t i = 0; i < kGroup; i += kLanes) {
-      const Vec v = load(x + c + i);
+      const Vec v = load(x + g * kGroup + i);
       most = larger(most, magnitude(v));
       not_finite = fma(v, fill(0.0f), not_finite);
     }
-    // A group below the smallest scale that has an inverse counts as zero; one that is not finite spoils its products.
-    const float top = largest(most);
-    const float inverse = top > 1e-30f ? 127.0f / top : 0.0f;
-    const float scale = (top > 1e-30f ? top / 127.0f : 0.0f) + sum(not_finite);
-    int8_t codes[kGroup];
-    for (int64_t i = 0; i < kGroup; i += kLanes) store_rounded(codes + i, load(x + c + i) * fill(inverse));
-    int32_t total = 0, first_half = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      total += codes[i];
-      if (i == kGroup / 2 - 1) first_half = total;
+    tops[g] = largest(most);
+  }
+  return sum(not_finite);
+}
+
+// One strip of `groups` whole groups. One below the smallest scale that has an inverse counts as zero; a value that is
+// not finite spoils the products of its strip.
+static inline void encode_strip(uint8_t* strip, const float* x, int64_t groups) noexcept {
+  float tops[kLanes] = {}, inverses[kLanes];
+  const float spoil = largest_of_groups(x, groups, tops);
+  const Vec top = load(tops);
+  const Mask is_zero = less(top, fill(1e-30f));
+  store(inverses, select(is_zero, fill(0.0f), fill(127.0f) / top));
+  store(reinterpret_cast<float*>(strip + 8 * kVecBytes), select(is_zero, fill(0.0f), top / fill(127.0f)) + fill(spoil));
+
+  alignas(kVecBytes) int8_t codes[kStrip];
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t i = g * kGroup; i < (g + 1) * kGroup; i += kLanes) {
+      store_rounded(codes + i, load(x + i) * fill(inverses[g]));
     }
-    for (int64_t p = 0; p < 8; ++p) memcpy(strip + p * kVecBytes + 4 * lane, codes + 4 * p, 4);
-    memcpy(strip + 8 * kVecBytes + 4 * lane, &scale, 4);
-    memcpy(strip + 9 * kVecBytes + 4 * lane, &total, 4);
-    memcpy(strip + 10 * kVecBytes + 4 * lane, &first_half, 4);
+  }
+  memset(codes + groups * kGroup, 0, static_cast<size_t>((kLanes - groups) * kGroup));
+  Ints total = no_ints();
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    Ints in[4], words[4];
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) {
+      in[a] =
+          load_sixteens([&](int b) __attribute__((always_inline)) { return codes + (4 * b + a) * kGroup + 16 * half; });
+    }
+    turn(in, words);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      store_ints(strip + (4 * half + p) * kVecBytes, words[p]);
+      total = dot4(total, fill_bytes(1), words[p]);
+    }
+    store_ints(strip + (10 - half) * kVecBytes, total);
+  }
+}
+
+void encode(uint8_t* coded, const float* x, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += kStrip, coded += kCodedStrip) {
+    encode_strip(coded, x + c, (cols - c < kStrip ? cols - c : kStrip) / kGroup);
   }
 }
 
 // With room to begin at a multiple of kVecBytes.
 int64_t coded_scratch(int64_t cols) {
   const int64_t strips = strips_of(cols), rows = turned_rows(strips);
-  return rows * strips * kTurnedStrip / 4 + rows * kCodedX * kLanes + kLanes;
+  return rows * strips * kTurnedStrip / 4 + sums_floats(rows) + kLanes;
 }
 
 void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
   formats::with_format(args->w.format, [&]<class F>() {
     if constexpr (kHasCodes<F>) {
-      switch (args->rows) {
-        case 0: return;
-        case 1: return coded_few_rows<F, 1>(*args, x, first, last);
-        case 2: return coded_few_rows<F, 2>(*args, x, first, last);
-        case 3: return coded_few_rows<F, 3>(*args, x, first, last);
-        case kFewRows: return coded_few_rows<F, kFewRows>(*args, x, first, last);
-        default: break;
+      if (args->rows == 0) return;
+      if (args->rows <= kFewRows && args->rows * strips_of(args->w.cols) <= kFewStrips) {
+        return with_x_rows(args->rows, [&]<int X>() { coded_few_rows<F, X>(*args, x, first, last); });
       }
       coded_many_rows<F>(*args, x, first, last, aligned(scratch));
     }

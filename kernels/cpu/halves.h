@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kHalfLanes = 2 * kLanes;       // columns of a vector
 constexpr int64_t kHalfBytes = 2;                // of one column
-constexpr int kHalvesW = 4;                      // the tile: kHalvesW x kCodedX sums
-constexpr int64_t kHalvesAtOnce = 48;            // vectors of kHalvesW + kCodedX rows that the first-level cache holds
+constexpr int kHalvesW = 4;                      // the tile: kHalvesW x kSumsX sums
+constexpr int64_t kHalvesAtOnce = 48;            // vectors of kHalvesW + kSumsX rows that the first-level cache holds
 constexpr int64_t kHalvesTileBytes = 384 << 10;  // of weights: well inside a 1 MiB second-level cache
 constexpr int64_t kHalvesTileRows = 64;
 
@@ -62,7 +62,7 @@ void halves_tile(const uint8_t* const (&w)[kHalvesW], const uint8_t* const (&x)[
                  float* sums) noexcept {
   Vec held[kHalvesW][X];
   for (int i = 0; i < kHalvesW; ++i) {
-    for (int j = 0; j < X; ++j) held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kCodedX + j) * kLanes);
+    for (int j = 0; j < X; ++j) held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kSumsX + j) * kLanes);
   }
   for (int64_t v = begin; v < end; ++v) {
     Pairs xs[X];
@@ -76,26 +76,8 @@ void halves_tile(const uint8_t* const (&w)[kHalvesW], const uint8_t* const (&x)[
     }
   }
   for (int i = 0; i < kHalvesW; ++i) {
-    for (int j = 0; j < X; ++j) store(sums + (i * kCodedX + j) * kLanes, held[i][j]);
+    for (int j = 0; j < X; ++j) store(sums + (i * kSumsX + j) * kLanes, held[i][j]);
   }
-}
-
-// X rows of x, from row r on, with a tile of `rows` copied weight rows, the first of which is row o of all.
-template <int X>
-void halves_rows(const LinearArgs& a, CodedRows halves, int64_t r, const uint8_t* tile, int64_t o, int64_t rows,
-                 float* sums) noexcept {
-  const int64_t vectors = half_vectors(a.w.cols);
-  const uint8_t* x[X];
-  for (int j = 0; j < X; ++j) x[j] = coded_row(a, halves, r + j);
-  for (int64_t v = 0; v < vectors; v += kHalvesAtOnce) {
-    const int64_t end = v + kHalvesAtOnce < vectors ? v + kHalvesAtOnce : vectors;
-    for (int64_t i = 0; i < rows; i += kHalvesW) {
-      const uint8_t* w[kHalvesW];
-      for (int n = 0; n < kHalvesW; ++n) w[n] = tile + (i + n < rows ? i + n : rows - 1) * vectors * kVecBytes;
-      halves_tile<X>(w, x, v, end, sums + i * kCodedX * kLanes);
-    }
-  }
-  put_sums<X>(a, r, o, rows, sums);
 }
 
 static inline int64_t halves_tile_rows(int64_t cols) noexcept {
@@ -106,7 +88,7 @@ static inline int64_t halves_tile_rows(int64_t cols) noexcept {
 // With room to begin at a multiple of kVecBytes.
 int64_t halves_scratch(int64_t cols) {
   const int64_t rows = halves_tile_rows(cols);
-  return rows * halves_bytes(cols) / 4 + rows * kCodedX * kLanes + kLanes;
+  return rows * halves_bytes(cols) / 4 + sums_floats(rows) + kLanes;
 }
 
 void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last, uint8_t* copy) noexcept {
@@ -118,21 +100,17 @@ void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t l
       memcpy(copy + i * bytes, a.w.data + (o + i) * a.w.row_bytes, static_cast<size_t>(a.w.cols * kHalfBytes));
       memset(copy + i * bytes + a.w.cols * kHalfBytes, 0, static_cast<size_t>(bytes - a.w.cols * kHalfBytes));
     }
-    int64_t r = 0;
-    for (; r + kCodedX <= a.rows; r += kCodedX) halves_rows<kCodedX>(a, x, r, copy, o, rows, sums);
-    for (; r < a.rows; ++r) halves_rows<1>(a, x, r, copy, o, rows, sums);
+    multiply_tile<kHalvesW>(
+        a, x, {copy, bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, last, sums,
+        []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into)
+            __attribute__((always_inline)) { halves_tile<X>(w, xs, begin, end, into); });
   }
 }
 
 void linear_halves(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
-  switch (args->rows) {
-    case 0: return;
-    case 1: return halves_few_rows<1>(*args, x, first, last);
-    case 2: return halves_few_rows<2>(*args, x, first, last);
-    case 3: return halves_few_rows<3>(*args, x, first, last);
-    case kFewRows: return halves_few_rows<kFewRows>(*args, x, first, last);
-    default: return halves_many_rows(*args, x, first, last, aligned(scratch));
-  }
+  if (args->rows == 0) return;
+  if (args->rows > kFewRows) return halves_many_rows(*args, x, first, last, aligned(scratch));
+  with_x_rows(args->rows, [&]<int X>() { halves_few_rows<X>(*args, x, first, last); });
 }
 
 constexpr CodedKernels kHalvesKernels = {takes_halves, halves_bytes, encode_halves, halves_scratch, linear_halves};

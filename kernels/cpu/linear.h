@@ -48,9 +48,19 @@ static inline void widen(const uint8_t* row, int64_t first, int64_t n, float* va
   }
 }
 
+static inline float* y_at(const LinearArgs& a, int64_t r, int64_t o) noexcept {
+  return a.y + (a.to != nullptr ? a.to[r] : r) * a.y_stride + o;
+}
+
 static inline void put(const LinearArgs& a, int64_t r, int64_t o, float value) noexcept {
-  float* y = a.y + (a.to != nullptr ? a.to[r] : r) * a.y_stride + o;
+  float* y = y_at(a, r, o);
   *y = a.factor != nullptr ? *y + a.factor[r] * value : value;
+}
+
+// The same for kLanes columns from o on.
+GEMMANTLE_VEC void put_each(const LinearArgs& a, int64_t r, int64_t o, Vec values) noexcept {
+  float* y = y_at(a, r, o);
+  store(y, a.factor != nullptr ? load(y) + fill(a.factor[r]) * values : values);
 }
 
 static inline const float* x_row(const LinearArgs& a, int64_t r) noexcept {

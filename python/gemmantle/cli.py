@@ -99,7 +99,7 @@ def _add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
         parser.add_argument("model", help=_MODEL_HELP)
     parser.add_argument("--device", default="auto", help="auto, cpu, reference, cuda or cuda:0,1 (default %(default)s)")
     parser.add_argument("--threads", type=int, help="threads (default: one per core)")
-    parser.add_argument("--mode", default="exact", help="exact or fast (default %(default)s)")
+    parser.add_argument("--mode", default="auto", help="auto, exact or fast (default %(default)s)")
     parser.add_argument("--max-context", type=int, help="tokens of prompt plus answer (default: the model's)")
 
 

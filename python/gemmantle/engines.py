@@ -41,7 +41,7 @@ def load(
     *,
     device: str = "auto",
     threads: int | None = None,
-    mode: str = "exact",
+    mode: str = "auto",
     kv: str = "auto",
     max_context: int | None = None,
     kv_budget: int | str = "auto",
@@ -62,7 +62,7 @@ def load(
     device: auto, cpu, reference, cuda, or CUDA devices by number: cuda:1, or cuda:0,1 to split the layers.
     threads: None for one per core.
     mode: exact (f32 throughout) or fast (on the CPU: 8-bit activations where weights are packed, bf16 where they are
-    bf16, see docs/decisions/0006 and 0018).
+    bf16, see docs/decisions/0006 and 0018); "auto" is fast for a checkpoint with packed weights, else exact (0017).
     kv: what K and V are kept as: f32, bf16 or q8 (bytes with scales); "auto" takes f32 in mode exact, which takes no
     other, and bf16 in mode fast.
     max_context: tokens of prompt plus answer, None for what the checkpoint and memory allow.

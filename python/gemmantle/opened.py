@@ -41,6 +41,9 @@ def id_array(ids: Sequence[int]) -> Any:
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
+_PLAIN_FORMATS = ("f32", "f16", "bf16")
+
+
 class OpenModel:
     """The native objects of an open engine, its words and its profile. Usable in the process that made it."""
 
@@ -49,17 +52,19 @@ class OpenModel:
         self.core = native()
         options = settings.options
         path = Path(settings.path)
+        headers = self.core.Checkpoint(settings.path) if path.is_file() else None
         self.model = self.core.Model.load(
             settings.path,
             device=options.device,
             threads=options.threads or 0,
-            mode=options.mode,
+            mode=_mode_of(headers, options.device) if options.mode == "auto" else options.mode,
             kv=options.kv,
             deterministic=options.deterministic,
         )
         config: dict[str, Any] = dict(self.model.config())
         size = int(config["vocab_size"])
-        self.words = Words(settings.name, path, _tokenizer_file(path), str(config.get("series") or "large"), size)
+        series = str(config.get("series") or "large")
+        self.words = Words(settings.name, path, _tokenizer_file(path, headers), series, size)
         tokenizer = self.words.tokenizer
         vocabulary = None
         if tokenizer is not None:
@@ -70,11 +75,15 @@ class OpenModel:
         else:
             eos_ids = _eos_ids(generation, _json_file(path / "config.json") if path.is_dir() else {})
         self.engine = self.core.Engine(self.model, vocabulary, eos_ids=eos_ids, **settings.native())
-        self.profile = self._profile(settings, generation, eos_ids, size)
+        self.profile = self._profile(settings, headers, generation, eos_ids, size)
         if self.profile.is_chat:
-            importlib.import_module("gemmantle.chat.revisions").warn_of_template(settings.name, _template_of(path))
+            importlib.import_module("gemmantle.chat.revisions").warn_of_template(
+                settings.name, _template_of(path, headers)
+            )
 
-    def _profile(self, settings: Settings, generation: dict[str, Any], eos_ids: list[int], size: int) -> Profile:
+    def _profile(
+        self, settings: Settings, headers: Any, generation: dict[str, Any], eos_ids: list[int], size: int
+    ) -> Profile:
         info = self.model.info()
         words, options = self.words, settings.options
         tokenizer = words.tokenizer
@@ -93,9 +102,9 @@ class OpenModel:
             created=int(time.time()),
             aliases=settings.aliases,
             device=str(info.get("device", options.device)),
-            mode=options.mode,
+            mode=str(info.get("mode", options.mode)),
             quantization=formats if isinstance(formats, str) else ", ".join(map(str, formats or [])),
-            is_chat=self._follows_chat_format(Path(settings.path), words.special, eos_ids),
+            is_chat=_follows_chat_format(headers, words.special, eos_ids),
             has_tokenizer=tokenizer is not None,
             missing_tokenizer=words.missing,
             default_temperature=1.0 if plain else float(generation.get("temperature") or 1.0),
@@ -115,17 +124,29 @@ class OpenModel:
             special=tuple(sorted(words.special.items(), key=lambda entry: entry[1])),
         )
 
-    def _follows_chat_format(self, path: Path, special: dict[str, int], eos_ids: list[int]) -> bool:
-        """A base model has the control strings too, but its files end answers elsewhere or carry no template."""
-        if "<|turn>" not in special or special.get("<turn|>") not in eos_ids:
-            return False
-        return path.is_dir() or "tokenizer.chat_template" in self.core.Checkpoint(str(path)).keys()  # noqa: SIM118
+
+# `headers` is the native Checkpoint of a GGUF file, None for a folder.
 
 
-def _template_of(path: Path) -> str | None:
+def _mode_of(headers: Any, device: str) -> str:
+    """What mode "auto" stands for (decision 17)."""
+    if headers is None or device == "reference":
+        return "exact"
+    is_packed = any(kind not in _PLAIN_FORMATS for _, kind, _, _ in headers.tensors())
+    return "fast" if is_packed else "exact"
+
+
+def _follows_chat_format(headers: Any, special: dict[str, int], eos_ids: list[int]) -> bool:
+    """A base model has the control strings too, but its files end answers elsewhere or carry no template."""
+    if "<|turn>" not in special or special.get("<turn|>") not in eos_ids:
+        return False
+    return headers is None or "tokenizer.chat_template" in headers.keys()  # noqa: SIM118
+
+
+def _template_of(path: Path, headers: Any) -> str | None:
     """The chat template that a checkpoint carries."""
-    if path.is_file():
-        template = native().Checkpoint(str(path)).get("tokenizer.chat_template")
+    if headers is not None:
+        template = headers.get("tokenizer.chat_template")
         return template if isinstance(template, str) else None
     try:
         return (path / "chat_template.jinja").read_text(encoding="utf-8")
@@ -134,10 +155,9 @@ def _template_of(path: Path) -> str | None:
         return template if isinstance(template, str) else None
 
 
-def _tokenizer_file(path: Path) -> str | None:
-    if path.is_file():
-        keys: list[str] = native().Checkpoint(str(path)).keys()
-        return str(path) if "tokenizer.ggml.tokens" in keys else None
+def _tokenizer_file(path: Path, headers: Any) -> str | None:
+    if headers is not None:
+        return str(path) if "tokenizer.ggml.tokens" in headers.keys() else None  # noqa: SIM118
     for name in ("tokenizer.json", "tokenizer.model"):
         if (path / name).is_file():
             return str(path / name)

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["NAMES", "Options", "Settings"]
 
 _CHOICES = {
-    "mode": ("exact", "fast"),
+    "mode": ("auto", "exact", "fast"),
     "kv": ("auto", "f32", "bf16", "q8"),
     "default_sampling": ("model", "openai"),
     "default_reasoning": ("none", "high"),
@@ -30,7 +30,7 @@ class Options:
 
     device: str = "auto"
     threads: int | None = None
-    mode: str = "exact"
+    mode: str = "auto"
     kv: str = "auto"
     max_context: int | None = None
     kv_budget: int | str = "auto"

@@ -80,7 +80,7 @@ def test_every_public_name_resolves():
 
 def test_equal_arguments_share_one_engine_until_the_last_close(folder):
     first = gemmantle.load(folder)
-    second = gemmantle.load(str(folder), device="auto", mode="exact")
+    second = gemmantle.load(str(folder), device="auto", mode="auto")
     third = gemmantle.load(folder, max_context=32)
     assert first is second
     assert third is not first

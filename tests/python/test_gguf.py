@@ -85,3 +85,21 @@ def test_every_format_is_read_exactly(family: str, kinds: list[Kind], device: st
         got = engine.logits(ids)
     assert np.abs(got - want).max() <= 1e-4
     assert (got.argmax(1) == want.argmax(1)).all()
+
+
+def test_the_mode_is_chosen_by_the_weights(tmp_path: Path) -> None:
+    packed, plain = tmp_path / "packed.gguf", tmp_path / "plain.gguf"
+    family = next(iter(SHAPES))
+    gguf_checkpoint.write(packed, SHAPES[family], np.random.default_rng(11), OLD)
+    gguf_checkpoint.write(plain, SHAPES[family], np.random.default_rng(11), [Kind.BF16])
+
+    def mode_of(path: Path, **options: str) -> object:
+        with gemmantle.load(str(path), **options) as engine:
+            assert engine.info()["mode"] == engine.profile.mode
+            return engine.profile.mode
+
+    assert mode_of(packed) == "fast"
+    assert mode_of(packed, mode="exact") == "exact"
+    assert mode_of(packed, device="reference") == "exact"
+    assert mode_of(plain) == "exact"
+    assert mode_of(plain, mode="fast") == "fast"

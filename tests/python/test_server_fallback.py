@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import re
 import signal
 import threading
+import time
 
 import openai
 import pytest
@@ -24,16 +27,18 @@ FAR = "google/gemma-4-E2B-it"
 USER = [{"role": "user", "content": "Hi"}]
 
 
-def served(arguments, capfd, use):
+def served(arguments, use):
     """Run the command until `use`, which gets a client, has returned."""
     found = {}
+    errors = io.StringIO()
 
     def work():
         try:
-            told = ""
-            while not (match := re.search(r"serving .* on http://127.0.0.1:(\d+)", told)):
-                told += capfd.readouterr().err
-            found["told"] = told
+            end = time.monotonic() + 60
+            while not (match := re.search(r"serving .* on http://127.0.0.1:(\d+)", errors.getvalue())):
+                assert time.monotonic() < end, errors.getvalue()
+                time.sleep(0.01)
+            found["told"] = errors.getvalue()
             with openai.OpenAI(base_url=f"http://127.0.0.1:{match[1]}/v1", api_key="x", max_retries=0) as client:
                 found["used"] = use(client)
         finally:
@@ -41,12 +46,13 @@ def served(arguments, capfd, use):
 
     user = threading.Thread(target=work)
     user.start()
-    status = cli.main(["serve", *arguments, "--port", "0"])
+    with contextlib.redirect_stderr(errors):
+        status = cli.main(["serve", *arguments, "--port", "0"])
     user.join()
     return status, found
 
 
-def test_a_model_that_cannot_be_loaded_is_answered_by_the_service(monkeypatch, capfd):
+def test_a_model_that_cannot_be_loaded_is_answered_by_the_service(monkeypatch):
     def load(model, **options):
         if model == FAR:
             raise UnsupportedHardware("this machine has no device for it")
@@ -61,7 +67,7 @@ def test_a_model_that_cannot_be_loaded_is_answered_by_the_service(monkeypatch, c
     with Mantle() as mantle:
         monkeypatch.setenv("AWS_BEDROCK_BASE_URL", mantle.url)
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", KEY)
-        status, found = served(["some-model", FAR, "--fallback", "us-east-1"], capfd, use)
+        status, found = served(["some-model", FAR, "--fallback", "us-east-1"], use)
     assert status == 0
     assert found["used"] == (["local", "remote"], ["fake/model"])
     assert f"{FAR} cannot be loaded and is answered by" in found["told"]
@@ -96,12 +102,12 @@ def test_a_corrupt_file_counts_as_a_model_that_cannot_be_loaded():
     assert not remote.stands_in_for(FAR, ValueError("no such option"))
 
 
-def test_a_state_file_outlives_the_server(monkeypatch, capfd, tmp_path):
+def test_a_state_file_outlives_the_server(monkeypatch, tmp_path):
     monkeypatch.setattr(gemmantle, "load", lambda model, **options: FakeEngine(HELLO))
     state = ["m", "--state", str(tmp_path / "state.db")]
-    status, first = served(state, capfd, lambda client: client.responses.create(model="fake", input="Hi").id)
+    status, first = served(state, lambda client: client.responses.create(model="fake", input="Hi").id)
     assert status == 0
-    status, second = served(state, capfd, lambda client: client.responses.retrieve(first["used"]).output_text)
+    status, second = served(state, lambda client: client.responses.retrieve(first["used"]).output_text)
     assert (status, second["used"]) == (0, "Hello, world!")
 
 

@@ -7,10 +7,12 @@ exact bytes, the same that the core uses. BOS is never added.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,10 +192,12 @@ class Tokenizer:
 def _ids(value: Any) -> list[int] | None:
     if value is None:
         return None
+    if hasattr(value, "tolist"):  # an array
+        value = value.tolist()
     values = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
-    if any(isinstance(v, bool | str | float) or int(v) < 0 for v in values):
+    if {type(v) for v in values} - {int} or min(values, default=0) < 0:
         raise ValueError(f"{value!r} is no list of token ids")
-    return [int(v) for v in values]
+    return values
 
 
 def _from_folder(folder: Path) -> Tokenizer:
@@ -220,12 +224,20 @@ def _from_json(path: Path, settings: Settings) -> Tokenizer:
     return _of_library(library, settings, str(path))
 
 
-def _of_library(library: Any, settings: Settings, source: str, bos_id: int | None = None) -> Tokenizer:
+def _of_library(
+    library: Any,
+    settings: Settings,
+    source: str,
+    bos_id: int | None = None,
+    vocabulary: Mapping[str, int] | None = None,
+) -> Tokenizer:
+    """vocabulary: that of the library, with added tokens, where the caller has it."""
     import tokenizers
 
     added: Mapping[int, Any] = library.get_added_tokens_decoder()
     known = {token.content for token in added.values() if token.special}
-    vocabulary: dict[str, int] = library.get_vocab(with_added_tokens=True)
+    if vocabulary is None:
+        vocabulary = library.get_vocab(with_added_tokens=True)
     # Files that call a control string an ordinary added token would let a caller's text turn into it.
     missing = [s for s in SPECIAL_IDS if s in vocabulary and s not in known]
     if missing:
@@ -253,7 +265,7 @@ def _of_library(library: Any, settings: Settings, source: str, bos_id: int | Non
 
 
 def _piece_bytes(piece: str) -> bytes:
-    byte = _BYTE_PIECE.match(piece)
+    byte = _BYTE_PIECE.match(piece) if piece.startswith("<") else None
     return bytes([int(byte.group(1), 16)]) if byte else piece.replace("▁", " ").encode()
 
 
@@ -313,7 +325,20 @@ def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = 
 
 def _from_gguf(path: Path) -> Tokenizer:
     checkpoint: Any = importlib.import_module("gemmantle._core").Checkpoint(str(path))
-    return from_gguf_metadata(checkpoint.get, str(path))
+    with _uncollected():
+        return from_gguf_metadata(checkpoint.get, str(path))
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """A vocabulary is a million small objects, none of them garbage; looking for cycles would take as long again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
@@ -326,7 +351,7 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
     raw = get(key + "tokens")
     if raw is None:
         raise ModelNotFound(f"{source}: the file holds no tokenizer (no {key}tokens); use token ids")
-    tokens = [_text(t) for t in raw]
+    tokens = _texts(raw)
     if not tokens or kind not in ("llama", "gemma4"):
         raise UnsupportedModel(
             f"{source}: tokenizer of kind {kind!r} with {len(tokens)} tokens; 'llama' and 'gemma4' are known"
@@ -349,7 +374,9 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
 
     merges = get(key + "merges")
     if merges is not None and len(merges):
-        return _of_library(_library_of_merges(tokens, types, merges, source), settings, source, bos_id)
+        vocabulary = {piece: token for token, piece in enumerate(tokens)}
+        library = _library_of_merges(vocabulary, tokens, types, merges, source)
+        return _of_library(library, settings, source, bos_id, vocabulary)
     scores = get(key + "scores")
     if scores is None or len(scores) != len(tokens):
         count = "none" if scores is None else len(scores)
@@ -383,20 +410,19 @@ def _proto_of_scores(tokens: Sequence[str], scores: Iterable[float], types: Sequ
     return model
 
 
-def _library_of_merges(tokens: Sequence[str], types: Sequence[int], merges: Iterable[Any], source: str) -> Any:
+def _library_of_merges(
+    vocabulary: dict[str, int], tokens: Sequence[str], types: Sequence[int], merges: Sequence[Any], source: str
+) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    vocabulary = {piece: token for token, piece in enumerate(tokens)}
-    pairs: list[tuple[str, str]] = []
-    for merge in merges:
-        left, space, right = _text(merge).partition(" ")
-        if not (space and left in vocabulary and right in vocabulary):
-            raise CorruptFile(f"{source}: the merge {_text(merge)!r} is not two tokens with a space between them")
-        pairs.append((left, right))
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in _texts(merges)]
     unknown = "<unk>" if "<unk>" in vocabulary else None
     try:
         library = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, byte_fallback=True, fuse_unk=True))
     except Exception as error:  # the library raises plain Exception
+        wrong = [" ".join(pair) for pair in pairs if len(pair) != 2 or not vocabulary.keys() >= set(pair)]
+        if wrong:
+            raise CorruptFile(f"{source}: the merge {wrong[0]!r} is not two tokens with a space between them") from None
         raise CorruptFile(f"{source}: {error}") from None
     library.normalizer = normalizers.Replace(" ", "▁")
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -407,3 +433,8 @@ def _library_of_merges(tokens: Sequence[str], types: Sequence[int], merges: Iter
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """_text() of hundreds of thousands: without a call for each."""
+    return [v.decode("utf-8", "replace") if type(v) is bytes else _text(v) for v in values]

@@ -34,6 +34,13 @@ simt_switch:
 #error "simt_fibers.cpp knows how to switch stacks on x86-64 and AArch64 only"
 #endif
 
+#if defined(SIMT_THREAD_SANITIZER)
+// The first race ends the program, so that a test can expect it; long histories of a thousand fibers take gigabytes.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  return "halt_on_error=1:history_size=0";
+}
+#endif
+
 namespace simt::host {
 namespace {
 

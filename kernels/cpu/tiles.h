@@ -1,0 +1,119 @@
+// tiles.h: many rows of x times a tile of weight rows that lies ready in the second-level cache, in whatever units a
+// format of products counts its columns.
+//
+// Sums lie in memory, kLanes of them for each weight row and each of up to kSumsX rows of x, and are added up at the
+// end by lanes. Columns are taken in runs short enough for the first-level cache to hold those of the rows of x.
+#pragma once
+
+#include "kernels/cpu/ints.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/linear.h"
+
+namespace gemmantle::cpu {
+namespace {
+
+#if GEMMANTLE_INTS
+
+constexpr int64_t kVecBytes = 4 * kLanes;
+constexpr int kSumsX = 4;  // rows of x that meet a tile at once
+
+struct Tile {
+  const uint8_t* data;
+  int64_t row_bytes;
+  int64_t first;  // the first of its rows in LinearArgs::w
+  int64_t rows;
+  int64_t units;    // of columns in a row
+  int64_t at_once;  // units in a run
+};
+
+static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t r) noexcept {
+  return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
+}
+
+// Calls body.operator()<N>() for n = N in [1, kSumsX].
+template <class Body>
+GEMMANTLE_VEC void with_x_rows(int64_t n, Body&& body) noexcept {
+  switch (n) {
+    case 1: return body.template operator()<1>();
+    case 2: return body.template operator()<2>();
+    case 3: return body.template operator()<3>();
+    default: return body.template operator()<kSumsX>();
+  }
+}
+
+constexpr int64_t sums_floats(int64_t rows) noexcept { return rows * kSumsX * kLanes; }
+
+// Adds up the lanes of sums[rows][kSumsX] and puts columns [o, o + rows) of the products with X rows of x.
+template <int X>
+void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const float* sums) noexcept {
+  constexpr int64_t kRowSums = kSumsX * kLanes;
+  for (int j = 0; j < X; ++j) {
+    const float* of_x = sums + j * kLanes;
+    if (rows == kLanes) {
+      put_each(a, r + j, o, sum_each(of_x, kRowSums));
+    } else {
+      for (int64_t i = 0; i < rows; ++i) put(a, r + j, o + i, sum(load(of_x + i * kRowSums)));
+    }
+  }
+}
+
+// The weights of the tile after this one, as they lie in memory, asked for bit by bit while this one is multiplied: few
+// rows of x would else wait for them.
+struct Ahead {
+  const uint8_t* at;
+  const uint8_t* end;
+  int64_t step;
+};
+
+constexpr int64_t kLine = 64;  // bytes that memory gives at once
+
+GEMMANTLE_VEC void fetch(Ahead& ahead) noexcept {
+  const uint8_t* stop = ahead.end - ahead.at < ahead.step ? ahead.end : ahead.at + ahead.step;
+  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
+}
+
+static inline Ahead weights_after(const LinearArgs& a, const Tile& tile, int64_t last, int64_t steps) noexcept {
+  const int64_t first = tile.first + tile.rows, rows = last - first < tile.rows ? last - first : tile.rows;
+  const int64_t lines = rows * a.w.row_bytes / kLine;
+  const uint8_t* data = a.w.data + first * a.w.row_bytes;
+  return {data, data + rows * a.w.row_bytes, (lines + steps - 1) / steps * kLine};
+}
+
+// add.operator()<X>(w, x, begin, end, sums) multiplies units [begin, end) of W weight rows and X rows of x, from zero
+// where begin is 0, else on top of `sums`, which hold sums_floats() of the tile's rows, a multiple of W. `last` ends
+// the rows of weights that tiles are cut from.
+template <int W, class Add>
+GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Tile& tile, int64_t last, float* sums,
+                                 Add add) noexcept {
+  const int64_t parts = (a.rows + kSumsX - 1) / kSumsX, runs = (tile.units + tile.at_once - 1) / tile.at_once;
+  Ahead ahead = weights_after(a, tile, last, parts * runs * ((tile.rows + W - 1) / W));
+  const auto multiply = [&]<int X>(int64_t r) __attribute__((always_inline)) {
+    const uint8_t* x[X];
+    for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
+    for (int64_t begin = 0; begin < tile.units; begin += tile.at_once) {
+      const int64_t end = begin + tile.at_once < tile.units ? begin + tile.at_once : tile.units;
+      for (int64_t group = 0; group < tile.rows; group += kLanes) {
+        const int64_t rows = tile.rows - group < kLanes ? tile.rows - group : kLanes;
+        for (int64_t i = group; i < group + rows; i += W) {
+          const uint8_t* w[W];
+          for (int n = 0; n < W; ++n) w[n] = tile.data + (i + n < tile.rows ? i + n : tile.rows - 1) * tile.row_bytes;
+          fetch(ahead);
+          add.template operator()<X>(w, x, begin, end, sums + sums_floats(i));
+        }
+        if (end == tile.units) put_sums<X>(a, r, tile.first + group, rows, sums + sums_floats(group));
+      }
+    }
+  };
+  // Rows of x in parts as equal as can be: one row alone waits for its own sums.
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t r = part * a.rows / parts;
+    with_x_rows((part + 1) * a.rows / parts - r, [&]<int X>() __attribute__((always_inline)) {
+      multiply.template operator()<X>(r);
+    });
+  }
+}
+
+#endif  // GEMMANTLE_INTS
+
+}  // namespace
+}  // namespace gemmantle::cpu
