@@ -14,3 +14,17 @@
 #else
 #define GEMMANTLE_INTS 0
 #endif
+
+#if GEMMANTLE_INTS
+namespace gemmantle::cpu {
+namespace {
+
+// Keeps v in a register, of unknown value: GCC would rather read it from memory again for each of its uses.
+template <class Any>
+GEMMANTLE_VEC void hold(Any& v) noexcept {
+  asm("" : "+v"(v));
+}
+
+}  // namespace
+}  // namespace gemmantle::cpu
+#endif

@@ -9,11 +9,6 @@ typedef uint32_t Words __attribute__((vector_size(32)));
 
 GEMMANTLE_VEC Ints load_ints(const void* p) noexcept { return _mm256_loadu_si256((const __m256i*)p); }
 GEMMANTLE_VEC void store_ints(void* p, Ints v) noexcept { _mm256_storeu_si256((__m256i*)p, v); }
-// Keeps v in a register, of unknown value: GCC would rather read it from memory again for each of its uses.
-template <class Any>
-GEMMANTLE_VEC void hold(Any& v) noexcept {
-  asm("" : "+x"(v));
-}
 GEMMANTLE_VEC Ints fill_bytes(int value) noexcept { return _mm256_set1_epi8(static_cast<char>(value)); }
 GEMMANTLE_VEC Ints no_ints() noexcept { return _mm256_setzero_si256(); }
 

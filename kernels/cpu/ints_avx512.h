@@ -9,11 +9,6 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 
 GEMMANTLE_VEC Ints load_ints(const void* p) noexcept { return _mm512_loadu_si512(p); }
 GEMMANTLE_VEC void store_ints(void* p, Ints v) noexcept { _mm512_storeu_si512(p, v); }
-// Keeps v in a register, of unknown value: GCC would rather read it from memory again for each of its uses.
-template <class Any>
-GEMMANTLE_VEC void hold(Any& v) noexcept {
-  asm("" : "+v"(v));
-}
 GEMMANTLE_VEC Ints fill_bytes(int value) noexcept { return _mm512_set1_epi8(static_cast<char>(value)); }
 GEMMANTLE_VEC Ints no_ints() noexcept { return _mm512_setzero_si512(); }
 
