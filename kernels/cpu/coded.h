@@ -27,7 +27,8 @@ constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales
 constexpr int64_t kTurnedBytes = 640 << 10;       // tile of weights: well inside a 1 MiB second-level cache
 constexpr int64_t kStripsAtOnce = 6;              // strips of kSumsX + kCodedW rows that the first-level cache holds
 constexpr int kCodedW = kLanes == 16 ? 4 : 2;     // kCodedW x kSumsX integer sums fill half of the registers
-constexpr int kFewRows = 4;
+constexpr int kFewRows = kSumsX;                  // rows of x that each strip of weights meets as it is read,
+constexpr int64_t kFewStrips = 48;                // where the first-level cache holds all of them
 
 constexpr int64_t strips_of(int64_t cols) noexcept { return (cols + kStrip - 1) / kStrip; }
 
@@ -344,7 +345,7 @@ void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
           });
     }
     multiply_tile<kCodedW>(
-        a, x, {turned, strips * kTurnedStrip, o, rows, strips, kStripsAtOnce}, sums,
+        a, x, {turned, strips * kTurnedStrip, o, rows, strips, kStripsAtOnce}, last, sums,
         []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into) __attribute__((
             always_inline)) { coded_tile<F, kCodedW, X>(w, xs, begin, end, reinterpret_cast<Vec*>(into)); });
   }
@@ -356,32 +357,60 @@ bool takes_coded(formats::FormatId format) {
 
 int64_t coded_bytes(int64_t cols) { return strips_of(cols) * kCodedStrip; }
 
-void encode(uint8_t* coded, const float* x, int64_t cols) {
-  memset(coded, 0, static_cast<size_t>(coded_bytes(cols)));
-  for (int64_t c = 0; c < cols; c += kGroup) {
-    uint8_t* strip = coded + c / kStrip * kCodedStrip;
-    const int64_t lane = c % kStrip / kGroup;
-    Vec most = fill(0.0f), not_finite = fill(0.0f);
+// The largest magnitude of each group of a strip of x; returns zero, or NaN where a value is not finite.
+static inline float largest_of_groups(const float* x, int64_t groups, float* tops) noexcept {
+  Vec not_finite = fill(0.0f);
+  for (int64_t g = 0; g < groups; ++g) {
+    Vec most = fill(0.0f);
     for (int64_t i = 0; i < kGroup; i += kLanes) {
-      const Vec v = load(x + c + i);
+      const Vec v = load(x + g * kGroup + i);
       most = larger(most, magnitude(v));
       not_finite = fma(v, fill(0.0f), not_finite);
     }
-    // A group below the smallest scale that has an inverse counts as zero; one that is not finite spoils its products.
-    const float top = largest(most);
-    const float inverse = top > 1e-30f ? 127.0f / top : 0.0f;
-    const float scale = (top > 1e-30f ? top / 127.0f : 0.0f) + sum(not_finite);
-    int8_t codes[kGroup];
-    for (int64_t i = 0; i < kGroup; i += kLanes) store_rounded(codes + i, load(x + c + i) * fill(inverse));
-    int32_t total = 0, first_half = 0;
-    for (int i = 0; i < kGroup; ++i) {
-      total += codes[i];
-      if (i == kGroup / 2 - 1) first_half = total;
+    tops[g] = largest(most);
+  }
+  return sum(not_finite);
+}
+
+// One strip of `groups` whole groups. One below the smallest scale that has an inverse counts as zero; a value that is
+// not finite spoils the products of its strip.
+static inline void encode_strip(uint8_t* strip, const float* x, int64_t groups) noexcept {
+  float tops[kLanes] = {}, inverses[kLanes];
+  const float spoil = largest_of_groups(x, groups, tops);
+  const Vec top = load(tops);
+  const Mask is_zero = less(top, fill(1e-30f));
+  store(inverses, select(is_zero, fill(0.0f), fill(127.0f) / top));
+  store(reinterpret_cast<float*>(strip + 8 * kVecBytes), select(is_zero, fill(0.0f), top / fill(127.0f)) + fill(spoil));
+
+  alignas(kVecBytes) int8_t codes[kStrip];
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t i = g * kGroup; i < (g + 1) * kGroup; i += kLanes) {
+      store_rounded(codes + i, load(x + i) * fill(inverses[g]));
     }
-    for (int64_t p = 0; p < 8; ++p) memcpy(strip + p * kVecBytes + 4 * lane, codes + 4 * p, 4);
-    memcpy(strip + 8 * kVecBytes + 4 * lane, &scale, 4);
-    memcpy(strip + 9 * kVecBytes + 4 * lane, &total, 4);
-    memcpy(strip + 10 * kVecBytes + 4 * lane, &first_half, 4);
+  }
+  memset(codes + groups * kGroup, 0, static_cast<size_t>((kLanes - groups) * kGroup));
+  Ints total = no_ints();
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    Ints in[4], words[4];
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) {
+      in[a] =
+          load_sixteens([&](int b) __attribute__((always_inline)) { return codes + (4 * b + a) * kGroup + 16 * half; });
+    }
+    turn(in, words);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      store_ints(strip + (4 * half + p) * kVecBytes, words[p]);
+      total = dot4(total, fill_bytes(1), words[p]);
+    }
+    store_ints(strip + (10 - half) * kVecBytes, total);
+  }
+}
+
+void encode(uint8_t* coded, const float* x, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += kStrip, coded += kCodedStrip) {
+    encode_strip(coded, x + c, (cols - c < kStrip ? cols - c : kStrip) / kGroup);
   }
 }
 
@@ -394,13 +423,9 @@ int64_t coded_scratch(int64_t cols) {
 void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
   formats::with_format(args->w.format, [&]<class F>() {
     if constexpr (kHasCodes<F>) {
-      switch (args->rows) {
-        case 0: return;
-        case 1: return coded_few_rows<F, 1>(*args, x, first, last);
-        case 2: return coded_few_rows<F, 2>(*args, x, first, last);
-        case 3: return coded_few_rows<F, 3>(*args, x, first, last);
-        case kFewRows: return coded_few_rows<F, kFewRows>(*args, x, first, last);
-        default: break;
+      if (args->rows == 0) return;
+      if (args->rows <= kFewRows && args->rows * strips_of(args->w.cols) <= kFewStrips) {
+        return with_x_rows(args->rows, [&]<int X>() { coded_few_rows<F, X>(*args, x, first, last); });
       }
       coded_many_rows<F>(*args, x, first, last, aligned(scratch));
     }

@@ -101,21 +101,16 @@ void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t l
       memset(copy + i * bytes + a.w.cols * kHalfBytes, 0, static_cast<size_t>(bytes - a.w.cols * kHalfBytes));
     }
     multiply_tile<kHalvesW>(
-        a, x, {copy, bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, sums,
+        a, x, {copy, bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, last, sums,
         []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into)
             __attribute__((always_inline)) { halves_tile<X>(w, xs, begin, end, into); });
   }
 }
 
 void linear_halves(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
-  switch (args->rows) {
-    case 0: return;
-    case 1: return halves_few_rows<1>(*args, x, first, last);
-    case 2: return halves_few_rows<2>(*args, x, first, last);
-    case 3: return halves_few_rows<3>(*args, x, first, last);
-    case kFewRows: return halves_few_rows<kFewRows>(*args, x, first, last);
-    default: return halves_many_rows(*args, x, first, last, aligned(scratch));
-  }
+  if (args->rows == 0) return;
+  if (args->rows > kFewRows) return halves_many_rows(*args, x, first, last, aligned(scratch));
+  with_x_rows(args->rows, [&]<int X>() { halves_few_rows<X>(*args, x, first, last); });
 }
 
 constexpr CodedKernels kHalvesKernels = {takes_halves, halves_bytes, encode_halves, halves_scratch, linear_halves};

@@ -57,11 +57,36 @@ void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const flo
   }
 }
 
+// The weights of the tile after this one, as they lie in memory, asked for bit by bit while this one is multiplied: few
+// rows of x would else wait for them.
+struct Ahead {
+  const uint8_t* at;
+  const uint8_t* end;
+  int64_t step;
+};
+
+constexpr int64_t kLine = 64;  // bytes that memory gives at once
+
+GEMMANTLE_VEC void fetch(Ahead& ahead) noexcept {
+  const uint8_t* stop = ahead.end - ahead.at < ahead.step ? ahead.end : ahead.at + ahead.step;
+  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
+}
+
+static inline Ahead weights_after(const LinearArgs& a, const Tile& tile, int64_t last, int64_t steps) noexcept {
+  const int64_t first = tile.first + tile.rows, rows = last - first < tile.rows ? last - first : tile.rows;
+  const int64_t lines = rows * a.w.row_bytes / kLine;
+  const uint8_t* data = a.w.data + first * a.w.row_bytes;
+  return {data, data + rows * a.w.row_bytes, (lines + steps - 1) / steps * kLine};
+}
+
 // add.operator()<X>(w, x, begin, end, sums) multiplies units [begin, end) of W weight rows and X rows of x, from zero
-// where begin is 0, else on top of `sums`, which hold sums_floats() of the tile's rows, a multiple of W.
+// where begin is 0, else on top of `sums`, which hold sums_floats() of the tile's rows, a multiple of W. `last` ends
+// the rows of weights that tiles are cut from.
 template <int W, class Add>
-GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Tile& tile, float* sums,
+GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Tile& tile, int64_t last, float* sums,
                                  Add add) noexcept {
+  const int64_t parts = (a.rows + kSumsX - 1) / kSumsX, runs = (tile.units + tile.at_once - 1) / tile.at_once;
+  Ahead ahead = weights_after(a, tile, last, parts * runs * ((tile.rows + W - 1) / W));
   const auto multiply = [&]<int X>(int64_t r) __attribute__((always_inline)) {
     const uint8_t* x[X];
     for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
@@ -72,6 +97,7 @@ GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Til
         for (int64_t i = group; i < group + rows; i += W) {
           const uint8_t* w[W];
           for (int n = 0; n < W; ++n) w[n] = tile.data + (i + n < tile.rows ? i + n : tile.rows - 1) * tile.row_bytes;
+          fetch(ahead);
           add.template operator()<X>(w, x, begin, end, sums + sums_floats(i));
         }
         if (end == tile.units) put_sums<X>(a, r, tile.first + group, rows, sums + sums_floats(group));
@@ -79,7 +105,6 @@ GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Til
     }
   };
   // Rows of x in parts as equal as can be: one row alone waits for its own sums.
-  const int64_t parts = (a.rows + kSumsX - 1) / kSumsX;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t r = part * a.rows / parts;
     with_x_rows((part + 1) * a.rows / parts - r, [&]<int X>() __attribute__((always_inline)) {

@@ -34,14 +34,14 @@ from models import Package
 
 Stage = Callable[[Deadline], list[Result]]
 
-LIMITS = {  # seconds
-    "build": 300,
-    "probe": 60,
-    "kernels": 60,
-    "sanitizer": 90,
-    "models": 150,
-    "behaviour": 60,
-    "speed": 180,
+LIMITS = {  # seconds; ten minutes together
+    "build": 100,
+    "probe": 30,
+    "kernels": 50,
+    "sanitizer": 80,
+    "models": 140,
+    "behaviour": 50,
+    "speed": 150,
 }
 SLOWER_ON_HOST = 4
 

@@ -13,9 +13,9 @@ void in_parts(int64_t rows, int64_t most, Part&& part) {
 
 }  // namespace
 
-void DeterministicOps::linear(Tensor y, Tensor x, const Weight& w) {
+void DeterministicOps::head(Tensor y, Tensor x, const Weight& w, float cap) {
   in_parts(x.rows, kFewRows,
-           [&](int64_t first, int64_t n) { CudaOps::linear(y.slice(first, n), x.slice(first, n), w); });
+           [&](int64_t first, int64_t n) { CudaOps::head(y.slice(first, n), x.slice(first, n), w, cap); });
 }
 
 void DeterministicOps::experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up, const Weight& up,

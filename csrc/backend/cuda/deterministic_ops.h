@@ -12,7 +12,7 @@ class DeterministicOps final : public CudaOps {
  public:
   using CudaOps::CudaOps;
 
-  void linear(Tensor y, Tensor x, const Weight& w) override;
+  void head(Tensor y, Tensor x, const Weight& w, float cap) override;  // and linear
   void experts(Tensor y, Tensor x, Routing routing, const Weight& gate_up, const Weight& up, const Weight& down,
                Tensor scratch) override;
   void geglu(Tensor y, Tensor x, const Weight& gate, const Weight& up, const Weight& down, Tensor scratch) override;

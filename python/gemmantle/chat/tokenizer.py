@@ -351,7 +351,7 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
     raw = get(key + "tokens")
     if raw is None:
         raise ModelNotFound(f"{source}: the file holds no tokenizer (no {key}tokens); use token ids")
-    tokens = [_text(t) for t in raw]
+    tokens = _texts(raw)
     if not tokens or kind not in ("llama", "gemma4"):
         raise UnsupportedModel(
             f"{source}: tokenizer of kind {kind!r} with {len(tokens)} tokens; 'llama' and 'gemma4' are known"
@@ -415,7 +415,7 @@ def _library_of_merges(
 ) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    pairs: list[Any] = [tuple(_text(merge).split(" ", 1)) for merge in merges]
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in _texts(merges)]
     unknown = "<unk>" if "<unk>" in vocabulary else None
     try:
         library = Tokenizer(models.BPE(vocabulary, pairs, unk_token=unknown, byte_fallback=True, fuse_unk=True))
@@ -433,3 +433,8 @@ def _library_of_merges(
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    """_text() of hundreds of thousands: without a call for each."""
+    return [v.decode("utf-8", "replace") if type(v) is bytes else _text(v) for v in values]
