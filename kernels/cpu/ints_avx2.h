@@ -4,18 +4,7 @@
 namespace gemmantle::cpu {
 namespace {
 
-using Ints = __m256i;
-typedef uint32_t Words __attribute__((vector_size(32)));
-
-GEMMANTLE_VEC Ints load_ints(const void* p) noexcept { return _mm256_loadu_si256((const __m256i*)p); }
-GEMMANTLE_VEC void store_ints(void* p, Ints v) noexcept { _mm256_storeu_si256((__m256i*)p, v); }
-// Keeps v in a register, of unknown value: GCC would rather read it from memory again for each of its uses.
-template <class Any>
-GEMMANTLE_VEC void hold(Any& v) noexcept {
-  asm("" : "+x"(v));
-}
 GEMMANTLE_VEC Ints fill_bytes(int value) noexcept { return _mm256_set1_epi8(static_cast<char>(value)); }
-GEMMANTLE_VEC Ints no_ints() noexcept { return _mm256_setzero_si256(); }
 
 // Sixteen bytes from at(0) and at(1) behind each other.
 template <class At>
@@ -31,12 +20,6 @@ GEMMANTLE_VEC Ints bytes_of_sixteens(At at) noexcept {
                                  1);
 }
 
-GEMMANTLE_VEC Ints both(Ints a, Ints b) noexcept { return _mm256_and_si256(a, b); }
-GEMMANTLE_VEC Ints either(Ints a, Ints b) noexcept { return _mm256_or_si256(a, b); }
-GEMMANTLE_VEC Ints differ(Ints a, Ints b) noexcept { return _mm256_xor_si256(a, b); }
-GEMMANTLE_VEC Ints minus(Ints a, Ints b) noexcept { return _mm256_sub_epi32(a, b); }
-GEMMANTLE_VEC Ints shift_left(Ints v, int n) noexcept { return (Ints)((Words)v << n); }
-GEMMANTLE_VEC Ints shift_right(Ints v, int n) noexcept { return (Ints)((Words)v >> n); }
 // Every 32 bits of piece b by n + 4 (b mod 2).
 GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
   const __m256i by_piece = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);

@@ -4,18 +4,7 @@
 namespace gemmantle::cpu {
 namespace {
 
-using Ints = __m512i;
-typedef uint32_t Words __attribute__((vector_size(64)));
-
-GEMMANTLE_VEC Ints load_ints(const void* p) noexcept { return _mm512_loadu_si512(p); }
-GEMMANTLE_VEC void store_ints(void* p, Ints v) noexcept { _mm512_storeu_si512(p, v); }
-// Keeps v in a register, of unknown value: GCC would rather read it from memory again for each of its uses.
-template <class Any>
-GEMMANTLE_VEC void hold(Any& v) noexcept {
-  asm("" : "+v"(v));
-}
 GEMMANTLE_VEC Ints fill_bytes(int value) noexcept { return _mm512_set1_epi8(static_cast<char>(value)); }
-GEMMANTLE_VEC Ints no_ints() noexcept { return _mm512_setzero_si512(); }
 
 // Sixteen bytes from at(0), at(1), ... behind each other.
 template <class At>
@@ -34,12 +23,6 @@ GEMMANTLE_VEC Ints bytes_of_sixteens(At at) noexcept {
   return _mm512_movm_epi8(bits);
 }
 
-GEMMANTLE_VEC Ints both(Ints a, Ints b) noexcept { return _mm512_and_si512(a, b); }
-GEMMANTLE_VEC Ints either(Ints a, Ints b) noexcept { return _mm512_or_si512(a, b); }
-GEMMANTLE_VEC Ints differ(Ints a, Ints b) noexcept { return _mm512_xor_si512(a, b); }
-GEMMANTLE_VEC Ints minus(Ints a, Ints b) noexcept { return _mm512_sub_epi32(a, b); }
-GEMMANTLE_VEC Ints shift_left(Ints v, int n) noexcept { return (Ints)((Words)v << n); }
-GEMMANTLE_VEC Ints shift_right(Ints v, int n) noexcept { return (Ints)((Words)v >> n); }
 // Every 32 bits of piece b by n + 4 (b mod 2).
 GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
   const __m512i by_piece = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);

@@ -10,7 +10,7 @@
 // of a border between two ids.
 // budget: scan_kernel 48
 // budget: weigh_kernel 64
-// budget: choose_kernel 96
+// budget: choose_kernel 128
 #include <float.h>
 
 #include "kernels/common/philox.h"
@@ -492,7 +492,7 @@ __device__ __forceinline__ void log_probabilities(SampledToken& token, const Sam
   }
 }
 
-__global__ void __launch_bounds__(kChooseThreads)
+__global__ void __launch_bounds__(kChooseThreads, 1)
     choose_kernel(SampledToken* tokens, ConstRows logits, const SampleRow* rows, Scratch scratch) {
   begin_in_order();
   auto& s = simt::shared<ChooseShared>();

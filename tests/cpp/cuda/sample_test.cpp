@@ -166,6 +166,19 @@ TEST(CudaSample, in_every_order_of_threads) {
   scene.check_in_every_order();
 }
 
+// All that a row may ask for, at the least cost: what the thread sanitizer runs.
+TEST(CudaSample, one_row_with_everything) {
+  Scene scene(60, 130, 2.0f);
+  Rules& r = scene.add(with(0.8f, 40, 0.9f, 0.02f));
+  r.row.repetition_penalty = 1.3f;
+  r.row.top_logprobs = 2;
+  r.seen = {{3, 1}, {70, 2}};
+  r.bias = {{9, 1.0f}};
+  r.banned = {5, 129};
+  r.allowed = {0x0fffffffu, ~0u, ~0u, ~0u, ~0u};
+  scene.check("one row");
+}
+
 TEST(CudaSample, penalties_bias_bans_and_masks) {
   constexpr int kVocabulary = 400;
   Scene scene(53, kVocabulary, 3.0f);
