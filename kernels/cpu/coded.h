@@ -266,8 +266,8 @@ GEMMANTLE_VEC void add_strip(Vec* sums, Code code, SideOf side, const uint8_t* c
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) {
         Vec& sum = sums[i * kSumsX + j];
-        if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
         sum = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sum);
+        if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
       }
     }
   }
