@@ -361,9 +361,13 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
   // rope_freqs holds 1 for pairs that turn and a huge number for those that do not: architecture 4.2.
   double fraction = gemma4 ? 0.25 : 1.0;
   if (const StoredTensor* freqs = checkpoint.find("rope_freqs.weight"); gemma4 && freqs != nullptr) {
+    const int64_t pairs = freqs->elements();
+    if (pairs != dim / 2) {
+      bad(where, "rope_freqs.weight", str(pairs, " values"), str(dim / 2, ", half the head width of full layers"));
+    }
     StoredTensor flat = *freqs;
-    flat.shape = {1, freqs->elements()};
-    std::vector<float> values(static_cast<size_t>(freqs->elements()));
+    flat.shape = {1, pairs};
+    std::vector<float> values(static_cast<size_t>(pairs));
     read_rows(flat, 0, 1, values.data());
     size_t turning = 0;
     while (turning < values.size() && values[turning] == 1.0f) ++turning;
@@ -371,11 +375,7 @@ ModelConfig from_gguf(const Checkpoint& checkpoint) {
       if (!(values[i] >= 1e20f))
         bad(where, str("rope_freqs.weight[", i, "]"), std::to_string(values[i]), "1 for pairs that turn, then 1e30");
     }
-    if (static_cast<int64_t>(values.size()) != dim / 2) {
-      bad(where, "rope_freqs.weight", str(values.size(), " values"),
-          str(dim / 2, ", half the head width of full layers"));
-    }
-    fraction = static_cast<double>(turning) / static_cast<double>(values.size());
+    fraction = static_cast<double>(turning) / static_cast<double>(pairs);
   }
 
   for (int i = 0; i < static_cast<int>(layers); ++i) {
