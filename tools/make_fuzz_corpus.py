@@ -1,7 +1,7 @@
 """Writes the seeds of tests/fuzz/corpus: small right files of each kind, for the fuzzers to change.
 
-`config` takes its JSON seeds from the golden checkpoints, so that both configuration layouts are there. What a fuzzer found lies
-beside them under a name that says what it is, and is not written here.
+`config` takes its JSON seeds from the golden checkpoints, so that both configuration layouts are there.
+What a fuzzer found lies beside them under a name that says what it is, and is not written here.
 """
 
 from __future__ import annotations
