@@ -86,6 +86,7 @@ class OpenModel:
     ) -> Profile:
         info = self.model.info()
         words, options = self.words, settings.options
+        mode = str(info.get("mode", options.mode))
         tokenizer = words.tokenizer
         plain = options.default_sampling == "openai"
         listed = generation.get("suppress_tokens") or (tokenizer.suppress_tokens if tokenizer else [])
@@ -96,13 +97,13 @@ class OpenModel:
         formats = info.get("formats")
         return Profile(
             name=settings.name,
-            fingerprint=_fingerprint(settings, self.core.version(), words.file),
+            fingerprint=_fingerprint(settings, mode, self.core.version(), words.file),
             max_context=int(self.engine.max_context()),
             vocab_size=size,
             created=int(time.time()),
             aliases=settings.aliases,
             device=str(info.get("device", options.device)),
-            mode=str(info.get("mode", options.mode)),
+            mode=mode,
             quantization=formats if isinstance(formats, str) else ", ".join(map(str, formats or [])),
             is_chat=_follows_chat_format(headers, words.special, eos_ids),
             has_tokenizer=tokenizer is not None,
@@ -183,9 +184,9 @@ def _eos_ids(generation: dict[str, Any], config: dict[str, Any]) -> list[int]:
     return []
 
 
-def _fingerprint(settings: Settings, build: str, tokenizer_file: str | None) -> str:
+def _fingerprint(settings: Settings, mode: str, build: str, tokenizer_file: str | None) -> str:
     """Short hash over build, mode, device, and samples of the weight, tokenizer and configuration files (R-6)."""
-    digest = hashlib.sha256(f"{build}\0{settings.options.mode}\0{settings.options.device}".encode())
+    digest = hashlib.sha256(f"{build}\0{mode}\0{settings.options.device}".encode())
     path = Path(settings.path)
     patterns = ("*.safetensors", "*.json", "*.model")
     files = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))

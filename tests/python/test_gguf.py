@@ -103,3 +103,5 @@ def test_the_mode_is_chosen_by_the_weights(tmp_path: Path) -> None:
     assert mode_of(packed, device="reference") == "exact"
     assert mode_of(plain) == "exact"
     assert mode_of(plain, mode="fast") == "fast"
+    with gemmantle.load(str(packed)) as chosen, gemmantle.load(str(packed), mode="fast") as asked:
+        assert chosen.profile.fingerprint == asked.profile.fingerprint

@@ -59,10 +59,11 @@ def test_logits_of_english_text(engine: Engine, english: tuple[list[int], NDArra
     assert np.mean(divergences) <= 1e-6
 
 
-# 8-bit KV is an option for those who want its memory; what the mode promises, it promises with its own KV.
-@pytest.mark.parametrize(("kv", "most", "least"), [("bf16", 2.5e-3, 0.975), ("q8", 3e-3, 0.96)])
+# Only near ties may turn over. With 8-bit KV the order of two additions decides six of them among 544 rows (96.7 to 97.8 %
+# agree), so its share has room; what the mode promises, it promises with its own KV.
+@pytest.mark.parametrize(("kv", "least"), [("bf16", 0.975), ("q8", 0.96)])
 def test_fast_mode_stays_near_the_oracle(
-    kv: str, most: float, least: float, weights: str, english: tuple[list[int], NDArray[np.float32]]
+    kv: str, least: float, weights: str, english: tuple[list[int], NDArray[np.float32]]
 ) -> None:
     ids, want = english
     with gemmantle.load(weights, device="cpu", mode="fast", kv=kv, max_context=1024) as engine:
@@ -75,8 +76,11 @@ def test_fast_mode_stays_near_the_oracle(
     agreement = float((got.argmax(1) == want.argmax(1)).mean())
     mean, worst = np.mean(divergences), np.max(divergences)
     print(f"KV in {kv}: mean KL {mean:.1e}, worst {worst:.1e}, top-1 agreement {agreement:.1%}")
-    assert mean <= most
+    assert mean <= 2.5e-3
     assert agreement >= least
+    second, first = np.partition(want, -2, axis=1)[:, -2:].T
+    turned = got.argmax(1) != want.argmax(1)
+    assert (first - second)[turned].max(initial=0.0) < 0.25  # nats
     assert result.text == " Tokyo."
 
 
