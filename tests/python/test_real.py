@@ -59,8 +59,8 @@ def test_logits_of_english_text(engine: Engine, english: tuple[list[int], NDArra
     assert np.mean(divergences) <= 1e-6
 
 
-# Only near ties may turn over. With 8-bit KV the order of two additions decides six of them among 544 rows (96.7 to 97.8 %
-# agree), so its share has room; what the mode promises, it promises with its own KV.
+# Only near ties may turn over. With 8-bit KV the order of two additions decides six of them among 544 rows (96.7 or
+# 97.8 %), so its share has room; what the mode promises, it promises with its own KV.
 @pytest.mark.parametrize(("kv", "least"), [("bf16", 0.975), ("q8", 0.96)])
 def test_fast_mode_stays_near_the_oracle(
     kv: str, least: float, weights: str, english: tuple[list[int], NDArray[np.float32]]
