@@ -8,6 +8,7 @@
 //
 // Weights are unsigned codes minus an offset that all codes of a format share; the offset times the sum of the codes of
 // x is where the integer sums begin. Few rows: a strip of weights is read, turned into lanes in registers and used.
+// Some rows: the same with the strips of two rows of weights and sums in memory, for a strip of each row of x at a time.
 // Many rows: a tile of weight rows is turned into lanes once, stays in the second-level cache and meets all rows of x.
 #pragma once
 
@@ -83,6 +84,18 @@ GEMMANTLE_VEC void k_scales(const uint8_t* packed, uint64_t* scales, uint64_t* m
   *minima = (b & 0x3f3f3f3fu) | static_cast<uint64_t>(min_high) << 32;
 }
 
+// A byte of codes holds values i and i + 16 of a group, whole: it can be turned before it is taken apart.
+template <class F>
+constexpr bool kTurnsPacked =
+    F::id == formats::FormatId::q4_0 || F::id == formats::FormatId::q4_1 || F::id == formats::FormatId::iq4_nl;
+
+template <class F>
+GEMMANTLE_VEC Ints level_of(Ints nibbles) noexcept {
+  if constexpr (F::id != formats::FormatId::iq4_nl) return nibbles;
+  constexpr Bytes kLevels = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
+  return look_up_each(kSignedCodes<F> ? kLevels ^ 128 : kLevels, nibbles);
+}
+
 // One strip of weights, all of whose bytes may be read.
 template <class F>
 GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcept {
@@ -99,6 +112,8 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
         low[a] = differ(codes, offset);
         high[a] =
             differ(load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + kCodes + 16; }), offset);
+      } else if constexpr (kTurnsPacked<F>) {
+        low[a] = codes;
       } else {
         low[a] = low_nibbles(codes);
         high[a] = high_nibbles(codes);
@@ -112,12 +127,6 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
         };
         low[a] = either(low[a], fifths(0));
         high[a] = either(high[a], fifths(1));
-      }
-      if constexpr (F::id == FormatId::iq4_nl) {
-        constexpr Bytes kLevels = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};  // + 128
-        const Bytes levels = kSignedCodes<F> ? kLevels ^ 128 : kLevels;
-        low[a] = look_up_each(levels, low[a]);
-        high[a] = look_up_each(levels, high[a]);
       }
     }
     strip->side[0] = load_halves<F::block_bytes>(blocks);
@@ -184,14 +193,36 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
     }
   }
   turn(low, strip->codes);
-  turn(high, strip->codes + 4);
+  if constexpr (kTurnsPacked<F>) {
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      strip->codes[4 + p] = level_of<F>(high_nibbles(strip->codes[p]));
+      strip->codes[p] = level_of<F>(low_nibbles(strip->codes[p]));
+    }
+  } else {
+    turn(high, strip->codes + 4);
+  }
 }
 
 template <class F>
 constexpr int64_t kStripBytes = kStrip / F::group * F::block_bytes;
 
-// Calls use(strip number, strip) for a row of weights; bytes before `end` may be read. Past the row the codes of x are
-// zero, and so are the scales of both, whatever lies there.
+// The last strip of a row of weights, of fewer than kStrip columns; bytes before `end` may be read. Past the row the
+// codes of x are zero, and so are the scales of both, whatever lies there.
+template <class F>
+GEMMANTLE_VEC void read_rest(const uint8_t* blocks, int64_t cols, const uint8_t* end, WeightStrip* strip) noexcept {
+  uint8_t copy[kStripBytes<F>];
+  if (end - blocks < kStripBytes<F>) {
+    memset(copy, 0, sizeof copy);
+    memcpy(copy, blocks, static_cast<size_t>(cols / F::group * F::block_bytes));
+    blocks = copy;
+  }
+  read_strip<F>(blocks, strip);
+  strip->side[0] = keep_first(strip->side[0], cols / kGroup);
+  if constexpr (kSide<F> != Side::one) strip->side[1] = keep_first(strip->side[1], cols / kGroup);
+}
+
+// Calls use(strip number, strip) for a row of weights; bytes before `end` may be read.
 template <class F, class Use>
 GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* end, Use use) noexcept {
   WeightStrip strip;
@@ -201,16 +232,7 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* e
     use(s, strip);
   }
   if (const int64_t rest = cols - s * kStrip; rest > 0) {
-    const uint8_t* blocks = row + s * kStripBytes<F>;
-    uint8_t copy[kStripBytes<F>];
-    if (end - blocks < kStripBytes<F>) {
-      memset(copy, 0, sizeof copy);
-      memcpy(copy, blocks, static_cast<size_t>(rest / F::group * F::block_bytes));
-      blocks = copy;
-    }
-    read_strip<F>(blocks, &strip);
-    strip.side[0] = keep_first(strip.side[0], rest / kGroup);
-    if constexpr (kSide<F> != Side::one) strip.side[1] = keep_first(strip.side[1], rest / kGroup);
+    read_rest<F>(row + s * kStripBytes<F>, rest, end, &strip);
     use(s, strip);
   }
 }
@@ -286,9 +308,11 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
   for (int64_t o = first; o < last; ++o) {
     Vec sums[X];
     for (int j = 0; j < X; ++j) sums[j] = fill(0.0f);
+    const uint8_t* const w = a.w.data + o * a.w.row_bytes;
     each_strip<F>(
-        a.w.data + o * a.w.row_bytes, a.w.cols,
+        w, a.w.cols,
         a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
+          ask_for(w + s * kStripBytes<F> + kAskAhead, kStripBytes<F>);
           const uint8_t* at[X];
           for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
           add_strip<F, 1, X>(
@@ -296,6 +320,63 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
               [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
         });
     for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[j]));
+  }
+}
+
+constexpr int kSomeRows = 16;                 // rows of x, a strip of which the first-level cache holds beside
+constexpr int64_t kSomeTile = 16;             // the sums of as many rows of weights
+constexpr int kPairW = kLanes == 16 ? 2 : 1;  // strips of weights that registers hold beside kPairW x kSumsX sums
+
+constexpr int64_t some_parts(int64_t rows) noexcept { return (rows + kSumsX - 1) / kSumsX; }
+
+// Some rows of x, X of them at a time, meet strips of kPairW rows of weights that stay in registers.
+template <class F, int X>
+void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last, uint8_t* scratch) noexcept {
+  const int64_t parts = some_parts(a.rows), strips = strips_of(a.w.cols);
+  const uint8_t* xs[kSomeRows];  // the last one again where X is no divisor
+  for (int64_t j = 0; j < parts * X; ++j) xs[j] = coded_row(a, x, j < a.rows ? j : a.rows - 1);
+  auto* const sums = reinterpret_cast<float*>(scratch);  // of each part as in tiles.h
+  Vec zero = fill(0.0f);
+  hold(zero);
+  for (int64_t o = first; o < last; o += kSomeTile) {
+    const int64_t rows = last - o < kSomeTile ? last - o : kSomeTile;
+    Ahead ahead = weights_after(a, o, rows, last, strips * ((rows + kPairW - 1) / kPairW));
+    for (int64_t i = 0; i < parts * sums_floats(kSomeTile); i += kLanes) store(sums + i, zero);
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t left = a.w.cols - s * kStrip;
+      for (int64_t i = 0; i < rows; i += kPairW) {
+        fetch(ahead);
+        WeightStrip strip[kPairW];
+#pragma GCC unroll 2
+        for (int n = 0; n < kPairW; ++n) {
+          const int64_t row = i + n < rows ? i + n : rows - 1;
+          const uint8_t* blocks = a.w.data + (o + row) * a.w.row_bytes + s * kStripBytes<F>;
+          ask_for(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
+          if (left >= kStrip)
+            read_strip<F>(blocks, &strip[n]);
+          else
+            read_rest<F>(blocks, left, a.w.data + last * a.w.row_bytes, &strip[n]);
+#pragma GCC unroll 8
+          for (int p = 0; p < 8; ++p) hold(strip[n].codes[p]);
+        }
+        for (int64_t part = 0; part < parts; ++part) {
+          const uint8_t* at[X];
+#pragma GCC unroll 4
+          for (int j = 0; j < X; ++j) at[j] = xs[part * X + j] + s * kCodedStrip;
+          add_strip<F, kPairW, X>(
+              reinterpret_cast<Vec*>(sums + part * sums_floats(kSomeTile) + sums_floats(i)),
+              [&](int n, int p) __attribute__((always_inline)) { return strip[n].codes[p]; },
+              [&](int n, int side) __attribute__((always_inline)) { return strip[n].side[side]; }, at);
+          asm volatile("" : : : "memory");  // as in coded_tile()
+        }
+      }
+    }
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t r = part * X;
+      with_x_rows(a.rows - r < X ? a.rows - r : X, [&]<int N>() __attribute__((always_inline)) {
+        put_sums<N>(a, r, o, rows, sums + part * sums_floats(kSomeTile));
+      });
+    }
   }
 }
 
@@ -417,7 +498,9 @@ void encode(uint8_t* coded, const float* x, int64_t cols) {
 // With room to begin at a multiple of kVecBytes.
 int64_t coded_scratch(int64_t cols) {
   const int64_t strips = strips_of(cols), rows = turned_rows(strips);
-  return rows * strips * kTurnedStrip / 4 + sums_floats(rows) + kLanes;
+  const int64_t many = rows * strips * kTurnedStrip / 4 + sums_floats(rows);
+  const int64_t some = some_parts(kSomeRows) * sums_floats(kSomeTile);
+  return (many > some ? many : some) + kLanes;
 }
 
 void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
@@ -426,6 +509,11 @@ void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t la
       if (args->rows == 0) return;
       if (args->rows <= kFewRows && args->rows * strips_of(args->w.cols) <= kFewStrips) {
         return with_x_rows(args->rows, [&]<int X>() { coded_few_rows<F, X>(*args, x, first, last); });
+      }
+      if (args->rows <= kSomeRows) {
+        const int64_t parts = some_parts(args->rows);
+        return with_x_rows((args->rows + parts - 1) / parts,
+                           [&]<int X>() { coded_some_rows<F, X>(*args, x, first, last, aligned(scratch)); });
       }
       coded_many_rows<F>(*args, x, first, last, aligned(scratch));
     }

@@ -43,6 +43,7 @@ void halves_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
     Vec sums[X];
     for (int j = 0; j < X; ++j) sums[j] = fill(0.0f);
     const auto add = [&](int64_t v, Pairs weights) __attribute__((always_inline)) {
+      __builtin_prefetch(w + v * kVecBytes + kAskAhead);
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) sums[j] = dot2(sums[j], weights, load_pairs(rows[j] + v * kVecBytes));
     };

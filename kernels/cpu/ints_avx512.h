@@ -10,10 +10,11 @@ GEMMANTLE_VEC Ints fill_bytes(int value) noexcept { return _mm512_set1_epi8(stat
 template <class At>
 GEMMANTLE_VEC Ints load_sixteens(At at) noexcept {
   const auto one = [&](int b) __attribute__((always_inline)) { return _mm_loadu_si128((const __m128i*)at(b)); };
+  // Broadcasts under a mask, not insertions: those would take the two pipes that shuffle.
   Ints v = _mm512_castsi128_si512(one(0));
-  v = _mm512_inserti32x4(v, one(1), 1);
-  v = _mm512_inserti32x4(v, one(2), 2);
-  return _mm512_inserti32x4(v, one(3), 3);
+  v = _mm512_mask_broadcast_i32x4(v, 0x00f0, one(1));
+  v = _mm512_mask_broadcast_i32x4(v, 0x0f00, one(2));
+  return _mm512_mask_broadcast_i32x4(v, 0xf000, one(3));
 }
 
 // 255 in byte i of piece b where bit i of at(b) is set.
