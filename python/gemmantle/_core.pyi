@@ -63,6 +63,11 @@ class Vocabulary:
     def __init__(self, pieces: Sequence[bytes], control: Sequence[int], special: Mapping[str, int]) -> None: ...
     def __len__(self) -> int: ...
 
+def model_of_merges(
+    checkpoint: Checkpoint, control: Sequence[str]
+) -> tuple[bytes, list[bytes], list[int]] | None:
+    """The words of a GGUF file with merges as (SentencePiece model, bytes of every id, control ids), or None."""
+
 class Channels:
     """Follows control ids: which text is content, thought or tool call."""
 
