@@ -1,6 +1,7 @@
 #include "text/merge_model.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <bitset>
 #include <numeric>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "core/bytes.h"
+#include "core/cpu_features.h"
+#include "core/thread_pool.h"
 
 namespace gemmantle {
 namespace {
@@ -155,11 +158,10 @@ class Ranks {
   }
 
   bool rank_pieces() {
+    if (!have_all_splits()) return false;
     std::vector<size_t> scattered;
     for (size_t id = 0; id < pieces_.size(); ++id) {
-      if (kinds_[id] != PieceKind::normal) continue;
       const std::span<const Merge> merges = merges_of(id);
-      if (!are_all_splits(id, merges)) return false;
       if (merges.empty()) continue;
       ranks_[id] = merges.front().rank;
       const auto span = static_cast<size_t>(merges.back().rank - merges.front().rank);
@@ -176,6 +178,20 @@ class Ranks {
       }
     }
     return true;
+  }
+
+  // The longest part of the work, so all cores take part.
+  bool have_all_splits() const {
+    constexpr size_t kChunk = 4096;
+    ThreadPool pool(thread_count(0));
+    std::atomic<bool> are_all{true};
+    pool.parallel_for(static_cast<int64_t>((pieces_.size() + kChunk - 1) / kChunk), [&](int64_t chunk, int) {
+      const size_t begin = static_cast<size_t>(chunk) * kChunk;
+      for (size_t id = begin; id < std::min(begin + kChunk, pieces_.size()); ++id) {
+        if (kinds_[id] == PieceKind::normal && !are_all_splits(id, merges_of(id))) are_all = false;
+      }
+    });
+    return are_all;
   }
 
   // Whether these merges are all the ways to cut a piece into two normal ones.
