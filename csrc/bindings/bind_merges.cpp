@@ -1,5 +1,6 @@
 // bind_merges.cpp: the words of a GGUF file with merges, straight from the map: no Python object for each merge.
-#include <algorithm>
+#include <functional>
+#include <set>
 
 #include "bindings/convert.h"
 #include "bindings/models.h"
@@ -27,36 +28,36 @@ std::vector<std::string_view> strings(const GgufMetadata& metadata, std::string_
 
 // Files disagree on types: control strings are known by their spelling, too, and so is the unknown piece.
 std::vector<PieceKind> kinds_of(const std::vector<std::string_view>& pieces, const GgufMetadata::Entry& types,
-                                const std::vector<std::string>& control) {
+                                const std::set<std::string, std::less<>>& control) {
   std::vector<PieceKind> kinds(pieces.size(), PieceKind::normal);
+  std::optional<size_t> unknown;
+  bool has_unknown = false;
   for (size_t id = 0; id < pieces.size(); ++id) {
     const auto type = load<int32_t>(types.bytes.data() + id * sizeof(int32_t));
     for (const PieceKind kind : {PieceKind::byte, PieceKind::control, PieceKind::unknown}) {
       if (type == static_cast<int32_t>(kind)) kinds[id] = kind;
     }
+    has_unknown = has_unknown || kinds[id] == PieceKind::unknown;
+    if (kinds[id] != PieceKind::unknown && control.contains(pieces[id])) kinds[id] = PieceKind::control;
+    if (pieces[id] == "<unk>") unknown = id;
   }
-  const bool has_unknown = std::find(kinds.begin(), kinds.end(), PieceKind::unknown) != kinds.end();
-  for (const std::string& spelling : control) {
-    const auto found = std::find(pieces.begin(), pieces.end(), spelling);
-    if (found == pieces.end()) continue;
-    PieceKind& kind = kinds[static_cast<size_t>(found - pieces.begin())];
-    if (kind != PieceKind::unknown) kind = !has_unknown && spelling == "<unk>" ? PieceKind::unknown : PieceKind::control;
-  }
+  if (!has_unknown && unknown) kinds[*unknown] = PieceKind::unknown;
   return kinds;
 }
 
-std::string bytes_of(std::string_view piece, PieceKind kind) {
-  if (kind == PieceKind::byte) return {static_cast<char>(std::stoi(std::string(piece.substr(3, 2)), nullptr, 16))};
-  std::string out;
-  for (size_t at = 0; at < piece.size();) {
-    const bool is_space = piece.substr(at).starts_with(kSpace);
-    out.push_back(is_space ? ' ' : piece[at]);
-    at += is_space ? kSpace.size() : 1;
+py::bytes bytes_of(std::string_view piece, PieceKind kind) {
+  if (kind == PieceKind::byte) {
+    const char byte = static_cast<char>(std::stoi(std::string(piece.substr(3, 2)), nullptr, 16));
+    return to_bytes({&byte, 1});
   }
-  return out;
+  size_t space = piece.find(kSpace);
+  if (space == std::string_view::npos) return to_bytes(piece);
+  std::string out(piece);
+  for (; space != std::string::npos; space = out.find(kSpace, space + 1)) out.replace(space, kSpace.size(), " ");
+  return to_bytes(out);
 }
 
-py::object model_of_merges(const PyCheckpoint& checkpoint, const std::vector<std::string>& control_strings) {
+py::object model_of_merges(const PyCheckpoint& checkpoint, const std::set<std::string, std::less<>>& control_strings) {
   const GgufMetadata& metadata = checkpoint.files->metadata();
   constexpr std::string_view kTokens = "tokenizer.ggml.tokens", kMerges = "tokenizer.ggml.merges",
                              kTypes = "tokenizer.ggml.token_type";
@@ -79,7 +80,7 @@ py::object model_of_merges(const PyCheckpoint& checkpoint, const std::vector<std
   py::list table(pieces.size());
   py::list control;
   for (size_t id = 0; id < pieces.size(); ++id) {
-    table[id] = to_bytes(bytes_of(pieces[id], kinds[id]));
+    table[id] = bytes_of(pieces[id], kinds[id]);
     if (kinds[id] == PieceKind::control || kinds[id] == PieceKind::unknown) control.append(id);
   }
   return py::make_tuple(to_bytes(*model), table, control);

@@ -1,6 +1,6 @@
 """The native core. Written by hand; tests/python/test_core.py compares it with the module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +63,7 @@ class Vocabulary:
     def __init__(self, pieces: Sequence[bytes], control: Sequence[int], special: Mapping[str, int]) -> None: ...
     def __len__(self) -> int: ...
 
-def model_of_merges(
-    checkpoint: Checkpoint, control: Sequence[str]
-) -> tuple[bytes, list[bytes], list[int]] | None:
+def model_of_merges(checkpoint: Checkpoint, control: Set[str]) -> tuple[bytes, list[bytes], list[int]] | None:
     """The words of a GGUF file with merges as (SentencePiece model, bytes of every id, control ids), or None."""
 
 class Channels:

@@ -36,7 +36,7 @@ def write(path, tokens, types, merges, model="gemma4"):
 def both(path):
     """The tokenizer of a file, whether it is a SentencePiece model, and the one that `tokenizers` makes of it."""
     checkpoint = _core.Checkpoint(str(path))
-    is_model = _core.model_of_merges(checkpoint, list(SPECIAL_IDS)) is not None
+    is_model = _core.model_of_merges(checkpoint, set(SPECIAL_IDS)) is not None
     return Tokenizer.from_file(path), is_model, from_gguf_metadata(checkpoint.get, str(path))
 
 

@@ -335,7 +335,7 @@ def _from_gguf(path: Path) -> Tokenizer:
     core: Any = importlib.import_module("gemmantle._core")
     checkpoint, source = core.Checkpoint(str(path)), str(path)
     with _uncollected():
-        found = core.model_of_merges(checkpoint, list(SPECIAL_IDS))
+        found = core.model_of_merges(checkpoint, set(SPECIAL_IDS))
         if found is None or _gguf_kind(checkpoint.get) not in _GGUF_KINDS:
             return from_gguf_metadata(checkpoint.get, source)
         settings, bos_id = _gguf_settings(checkpoint.get, source)
