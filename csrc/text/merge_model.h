@@ -1,8 +1,7 @@
 // merge_model.h: a vocabulary with a list of merges, written as a SentencePiece model that encodes every text alike.
 //
-// A list of merges ranks pairs, SentencePiece ranks what the pairs make. Both are the same where the merges of a piece
-// follow each other in the list and are all of its splits into two pieces: which of them comes first never matters then
-// (docs/decisions/0023). Other lists are not rewritten; nothing is encoded here.
+// A list of merges ranks pairs, SentencePiece ranks what pairs make; docs/decisions/0023 says where that is the same.
+// Other lists are not rewritten; nothing is encoded here.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,7 @@ _TEXT = (  # its words are more than 16 tokens in every vocabulary
 
 
 def measure(model: str, **options: Any) -> dict[str, float]:
-    """Seconds to load and to the first token of a text cut to 16 tokens; GB after load, a reply of 64 and a prompt of 512.
+    """Seconds to load and to the first token of a text cut to 16 tokens; GB after that, and after a reply and a prompt.
 
     options: arguments of `gemmantle.load`. Raises RuntimeError with the words of the process when it fails.
     """

@@ -360,7 +360,8 @@ def _uncollected() -> Iterator[None]:
 def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
     """A tokenizer from the metadata of a GGUF file; `get` gives a value by key or None.
 
-    Files with merges go to `tokenizers`: their scores say nothing (prompting 1.5). Others need kind `llama` and scores.
+    Files with merges go to `tokenizers` here: their scores say nothing (prompting 1.5). Others need kind `llama` and
+    scores.
     """
     key = "tokenizer.ggml."
     kind = _gguf_kind(get)
