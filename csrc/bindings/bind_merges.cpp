@@ -1,4 +1,5 @@
 // bind_merges.cpp: the words of a GGUF file with merges, straight from the map: no Python object for each merge.
+#include <bitset>
 #include <functional>
 #include <set>
 
@@ -30,6 +31,10 @@ std::vector<std::string_view> strings(const GgufMetadata& metadata, std::string_
 std::vector<PieceKind> kinds_of(const std::vector<std::string_view>& pieces, const GgufMetadata::Entry& types,
                                 const std::set<std::string, std::less<>>& control) {
   std::vector<PieceKind> kinds(pieces.size(), PieceKind::normal);
+  std::bitset<256> begins;  // first bytes of control strings: few pieces have one
+  for (const std::string& spelling : control) {
+    if (!spelling.empty()) begins.set(static_cast<unsigned char>(spelling.front()));
+  }
   std::optional<size_t> unknown;
   bool has_unknown = false;
   for (size_t id = 0; id < pieces.size(); ++id) {
@@ -38,6 +43,7 @@ std::vector<PieceKind> kinds_of(const std::vector<std::string_view>& pieces, con
       if (type == static_cast<int32_t>(kind)) kinds[id] = kind;
     }
     has_unknown = has_unknown || kinds[id] == PieceKind::unknown;
+    if (pieces[id].empty() || !begins.test(static_cast<unsigned char>(pieces[id].front()))) continue;
     if (kinds[id] != PieceKind::unknown && control.contains(pieces[id])) kinds[id] = PieceKind::control;
     if (pieces[id] == "<unk>") unknown = id;
   }
