@@ -154,10 +154,6 @@ py::dict info_dict(const ModelInfo& info) {
 }  // namespace
 
 void bind_model(py::module_& m) {
-  using CheckpointPtr = std::shared_ptr<const Checkpoint>;
-  struct PyCheckpoint {
-    CheckpointPtr files;
-  };
   py::class_<PyCheckpoint>(m, "Checkpoint",
                            "The headers of a folder of safetensors or of a GGUF file. Maps files, reads no weights.")
       .def(py::init([](const std::string& path) {

@@ -27,6 +27,7 @@ void bind_system(py::module_& m);
 void bind_probe(py::module_& m);
 void bind_model(py::module_& m);
 void bind_text(py::module_& m);
+void bind_merges(py::module_& m);
 void bind_engine(py::module_& m);
 
 // gemmantle::Error -> the class of gemmantle/errors.py that stands for its code. Imported when it is raised.

@@ -1,4 +1,4 @@
-// models.h: what the bindings hold for a Python Model.
+// models.h: what the bindings hold for a Python Checkpoint and a Python Model.
 #pragma once
 
 #include <sys/types.h>
@@ -8,10 +8,15 @@
 #include <utility>
 
 #include "backend/op_profile.h"
+#include "checkpoint/checkpoint.h"
 #include "engine/fork_guard.h"
 #include "model/model.h"
 
 namespace gemmantle::bindings {
+
+struct PyCheckpoint {
+  std::shared_ptr<const Checkpoint> files;
+};
 
 // The threads of a model do not survive a fork: the child is refused, and leaves the model as it is.
 class PyModel {

@@ -67,5 +67,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   bindings::bind_probe(m);
   bindings::bind_model(m);
   bindings::bind_text(m);
+  bindings::bind_merges(m);
   bindings::bind_engine(m);
 }

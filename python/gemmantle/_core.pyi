@@ -1,6 +1,6 @@
 """The native core. Written by hand; tests/python/test_core.py compares it with the module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,9 @@ class Vocabulary:
 
     def __init__(self, pieces: Sequence[bytes], control: Sequence[int], special: Mapping[str, int]) -> None: ...
     def __len__(self) -> int: ...
+
+def model_of_merges(checkpoint: Checkpoint, control: Set[str]) -> tuple[bytes, list[bytes], list[int]] | None:
+    """The words of a GGUF file with merges as (SentencePiece model, bytes of every id, control ids), or None."""
 
 class Channels:
     """Follows control ids: which text is content, thought or tool call."""

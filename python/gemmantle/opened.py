@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ class OpenModel:
         config: dict[str, Any] = dict(self.model.config())
         size = int(config["vocab_size"])
         series = str(config.get("series") or "large")
-        self.words = Words(settings.name, path, _tokenizer_file(path, headers), series, size)
+        with _importing("numpy", "sentencepiece") if headers is not None else contextlib.nullcontext():
+            self.words = Words(settings.name, path, _tokenizer_file(path, headers), series, size)
         tokenizer = self.words.tokenizer
         vocabulary = None
         if tokenizer is not None:
@@ -124,6 +127,23 @@ class OpenModel:
             bos_id=None if tokenizer is None else tokenizer.bos_id,
             special=tuple(sorted(words.special.items(), key=lambda entry: entry[1])),
         )
+
+
+@contextlib.contextmanager
+def _importing(*names: str) -> Iterator[None]:
+    """What a first request needs is imported on a thread while native code reads the words of a file."""
+
+    def work() -> None:
+        for name in names:
+            with contextlib.suppress(ImportError):  # whoever needs it will say so
+                importlib.import_module(name)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 # `headers` is the native Checkpoint of a GGUF file, None for a folder.

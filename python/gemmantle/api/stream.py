@@ -7,7 +7,6 @@ a streamed reply for both. Dropping, closing or cancelling either of them cancel
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import itertools
 import json
@@ -17,11 +16,14 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gemmantle.api.problems import Expired, Problem, problem_of
 from gemmantle.api.protocol import ByteStream, Delta, Generation
 from gemmantle.errors import RequestError
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Answer", "EventStream", "Pace", "Work", "encode_json", "event", "sleep"]
 
@@ -403,6 +405,8 @@ def _slice(deadline: float | None) -> float:
 
 async def _readable(descriptors: list[int], deadline: float | None) -> None:
     """Return when one of the descriptors is readable or the deadline is over."""
+    import asyncio  # half of what a first request would have to import
+
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -442,6 +446,8 @@ async def _readable_trio(descriptors: list[int], deadline: float | None) -> None
 
 async def sleep(seconds: float) -> None:
     """Sleep on whichever loop runs."""
+    import asyncio
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -48,6 +48,8 @@ _STOPS = ("<eos>", "<turn|>", "<|tool_response>", "<end_of_turn>")  # the last o
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>\Z")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)  # the same numbers in SentencePiece and GGUF
 
+_GGUF_KINDS = ("llama", "gemma4")
+
 _Encode = Callable[[str], list[int]]
 
 
@@ -287,15 +289,13 @@ def _from_model(path: Path, settings: Settings) -> Tokenizer:
     return _of_proto(model, settings, str(path))
 
 
-def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = None) -> Tokenizer:
+def _sentencepiece_encode(model: bytes, source: str) -> _Encode:
+    """model: a serialised ModelProto."""
     import sentencepiece
 
-    for piece in model.pieces:
-        if piece.piece in SPECIAL_IDS and piece.type != _UNKNOWN:
-            piece.type = _CONTROL  # the library never finds control pieces in text
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(model.SerializeToString())
+        processor.LoadFromSerializedProto(model)
     except RuntimeError as error:
         raise CorruptFile(f"{source}: {error}") from None
 
@@ -303,6 +303,14 @@ def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = 
         ids: list[int] = processor.EncodeAsIds(text)
         return ids
 
+    return encode
+
+
+def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = None) -> Tokenizer:
+    for piece in model.pieces:
+        if piece.piece in SPECIAL_IDS and piece.type != _UNKNOWN:
+            piece.type = _CONTROL  # the library never finds control pieces in text
+    encode = _sentencepiece_encode(model.SerializeToString(), source)
     pieces: list[bytes] = []
     control: list[int] = []
     for token, piece in enumerate(model.pieces):
@@ -324,9 +332,17 @@ def _of_proto(model: Any, settings: Settings, source: str, bos_id: int | None = 
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    checkpoint: Any = importlib.import_module("gemmantle._core").Checkpoint(str(path))
+    core: Any = importlib.import_module("gemmantle._core")
+    checkpoint, source = core.Checkpoint(str(path)), str(path)
     with _uncollected():
-        return from_gguf_metadata(checkpoint.get, str(path))
+        found = core.model_of_merges(checkpoint, set(SPECIAL_IDS))
+        if found is None or _gguf_kind(checkpoint.get) not in _GGUF_KINDS:
+            return from_gguf_metadata(checkpoint.get, source)
+        settings, bos_id = _gguf_settings(checkpoint.get, source)
+        model, pieces, control = found
+        return Tokenizer(
+            _sentencepiece_encode(model, source), pieces, control, settings=settings, bos_id=bos_id, source=source
+        )
 
 
 @contextlib.contextmanager
@@ -344,33 +360,28 @@ def _uncollected() -> Iterator[None]:
 def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
     """A tokenizer from the metadata of a GGUF file; `get` gives a value by key or None.
 
-    Files with merges go to `tokenizers`: their scores say nothing (prompting 1.5). Others need kind `llama` and scores.
+    Files with merges go to `tokenizers` here: their scores say nothing (prompting 1.5). Others need kind `llama` and
+    scores.
     """
     key = "tokenizer.ggml."
-    kind = _text(get(key + "model"))
+    kind = _gguf_kind(get)
     raw = get(key + "tokens")
     if raw is None:
         raise ModelNotFound(f"{source}: the file holds no tokenizer (no {key}tokens); use token ids")
     tokens = _texts(raw)
-    if not tokens or kind not in ("llama", "gemma4"):
+    if not tokens or kind not in _GGUF_KINDS:
         raise UnsupportedModel(
             f"{source}: tokenizer of kind {kind!r} with {len(tokens)} tokens; 'llama' and 'gemma4' are known"
         )
+    settings, bos_id = _gguf_settings(get, source)
     try:
         types = _ids(get(key + "token_type"))
-        settings = Settings(
-            eos_ids=_ids(get(key + "eos_token_ids")),
-            more_eos_ids=_ids(get(key + "eos_token_id")) or (),
-            suppress_tokens=_ids(get(key + "suppress_tokens")) or (),
-        )
-        bos = _ids(get(key + "bos_token_id"))
     except (TypeError, ValueError) as error:
         raise CorruptFile(f"{source}: {error}") from None
     if types is not None and len(types) != len(tokens):
         raise CorruptFile(f"{source}: {len(tokens)} tokens, but {len(types)} token types")
     if types is None:
         types = [_BYTE if _BYTE_PIECE.match(t) else _NORMAL for t in tokens]
-    bos_id = bos[0] if bos else None
 
     merges = get(key + "merges")
     if merges is not None and len(merges):
@@ -383,6 +394,25 @@ def from_gguf_metadata(get: Callable[[str], Any], source: str) -> Tokenizer:
         raise CorruptFile(f"{source}: {len(tokens)} tokens, but scores: {count}, and no merges")
     prefix = bool(get(key + "add_space_prefix") or False)
     return _of_proto(_proto_of_scores(tokens, scores, types, prefix), settings, source, bos_id)
+
+
+def _gguf_kind(get: Callable[[str], Any]) -> str:
+    return _text(get("tokenizer.ggml.model"))
+
+
+def _gguf_settings(get: Callable[[str], Any], source: str) -> tuple[Settings, int | None]:
+    """What the metadata says about the use of the tokenizer, and the id of BOS."""
+    key = "tokenizer.ggml."
+    try:
+        settings = Settings(
+            eos_ids=_ids(get(key + "eos_token_ids")),
+            more_eos_ids=_ids(get(key + "eos_token_id")) or (),
+            suppress_tokens=_ids(get(key + "suppress_tokens")) or (),
+        )
+        bos = _ids(get(key + "bos_token_id"))
+    except (TypeError, ValueError) as error:
+        raise CorruptFile(f"{source}: {error}") from None
+    return settings, bos[0] if bos else None
 
 
 def _proto_of_scores(tokens: Sequence[str], scores: Iterable[float], types: Sequence[int], prefix: bool) -> Any:
