@@ -8,8 +8,9 @@
 //
 // Weights are unsigned codes minus an offset that all codes of a format share; the offset times the sum of the codes of
 // x is where the integer sums begin. Few rows: a strip of weights is read, turned into lanes in registers and used.
-// Some rows: the same with the strips of two rows of weights and sums in memory, for a strip of each row of x at a time.
-// Many rows: a tile of weight rows is turned into lanes once, stays in the second-level cache and meets all rows of x.
+// Some rows: the same with the strips of two rows of weights and sums in memory, for a strip of each row of x at a
+// time. Many rows: a tile of weight rows is turned into lanes once, stays in the second-level cache and meets all rows
+// of x.
 #pragma once
 
 #include "kernels/cpu/ints.h"
@@ -213,8 +214,9 @@ template <class F>
 GEMMANTLE_VEC void read_rest(const uint8_t* blocks, int64_t cols, const uint8_t* end, WeightStrip* strip) noexcept {
   uint8_t copy[kStripBytes<F>];
   if (end - blocks < kStripBytes<F>) {
+    const auto used = static_cast<uint64_t>(cols / F::group * F::block_bytes);
     memset(copy, 0, sizeof copy);
-    memcpy(copy, blocks, static_cast<size_t>(cols / F::group * F::block_bytes));
+    memcpy(copy, blocks, used < sizeof copy ? used : sizeof copy);  // it is; the compiler wants to be told
     blocks = copy;
   }
   read_strip<F>(blocks, strip);
@@ -373,9 +375,10 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
     }
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t r = part * X;
-      with_x_rows(a.rows - r < X ? a.rows - r : X, [&]<int N>() __attribute__((always_inline)) {
-        put_sums<N>(a, r, o, rows, sums + part * sums_floats(kSomeTile));
-      });
+      with_x_rows(
+          a.rows - r < X ? a.rows - r : X, [&]<int N>() __attribute__((always_inline)) {
+            put_sums<N>(a, r, o, rows, sums + part * sums_floats(kSomeTile));
+          });
     }
   }
 }
