@@ -58,7 +58,7 @@ TEST_P(CodedTest, products_are_those_of_the_codes_in_every_format_and_size) {
       if (cols % format.group != 0) continue;
       const int64_t outputs = groups == 9 ? 131 : groups == 40 ? 70 : 5;
       RandomWeight w(random, format.id, outputs, cols, 1, static_cast<size_t>(groups % 4));
-      for (const int64_t rows : {1, 2, 3, 4, 5, 9}) {
+      for (const int64_t rows : {1, 2, 3, 4, 5, 9, 16, 21}) {
         const std::vector<float> x = random.normals(rows * cols), coded = rounded(x);
         std::vector<float> y(static_cast<size_t>(rows * outputs));
         multiply(k(), product_args(y, rows, w.weight), EncodedRows(k(), x, cols), 0, outputs);
@@ -80,19 +80,20 @@ TEST_P(CodedTest, products_are_those_of_the_codes_in_every_format_and_size) {
   }
 }
 
-// Rows of 12 Ki columns are too long for the first-level cache to hold a few of x.
+// Alone, a few, up to sixteen and more are four ways through a kernel. Rows of 12 Ki columns are too long for the
+// first-level cache to hold a few of x.
 TEST_P(CodedTest, a_row_has_the_same_bits_alone_and_in_a_batch) {
   Random random(32);
   for (const NamedFormat& format : all_formats()) {
     if (format.group == 1) continue;
     for (const int64_t cols : {9 * 256, 48 * 256}) {
-      const int64_t outputs = 67, rows = 11;
+      const int64_t outputs = 67, rows = 37;
       RandomWeight w(random, format.id, outputs, cols);
       const std::vector<float> x = random.normals(rows * cols);
       std::vector<float> all(static_cast<size_t>(rows * outputs)), part(all.size());
       const EncodedRows codes(k(), x, cols);
       multiply(k(), product_args(all, rows, w.weight), codes, 0, outputs);
-      for (const int64_t n : {1, 2, 3, 4, 6}) {
+      for (const int64_t n : {1, 2, 3, 4, 6, 13, 16, 18}) {
         for (int64_t first = 0; first + n <= rows; first += n) {
           const std::vector<float> some(x.begin() + first * cols, x.begin() + (first + n) * cols);
           const EncodedRows few(k(), some, cols);
@@ -111,19 +112,24 @@ TEST_P(CodedTest, gathers_scatters_adds_and_leaves_the_rest_alone) {
   Random random(33);
   const int64_t cols = 96, outputs = 20;
   RandomWeight w(random, formats::FormatId::q4_0, outputs, cols);
-  const std::vector<float> x = random.normals(6 * cols), factor = {2.0f, -0.5f, 3.0f, 1.0f, 0.25f};
-  const std::vector<int32_t> from = {3, 0, 3, 5, 1}, to = {1, 0, 2, 4, 3};
+  constexpr int64_t kRows = 23;
+  const std::vector<float> x = random.normals(6 * cols), factor = random.normals(kRows);
+  std::vector<int32_t> from(kRows), to(kRows);
+  for (int32_t r = 0; r < kRows; ++r) {
+    from[static_cast<size_t>(r)] = 5 * r % 6;
+    to[static_cast<size_t>(r)] = 7 * r % kRows;
+  }
   const EncodedRows codes(k(), x, cols);
   std::vector<float> plain(6 * outputs);
   multiply(k(), product_args(plain, 6, w.weight), codes, 0, outputs);
-  for (const int64_t rows : {1, 3, 5}) {
-    std::vector<float> y(5 * outputs, 1.0f);
+  for (const int64_t rows : {int64_t{1}, int64_t{3}, int64_t{5}, int64_t{16}, kRows}) {
+    std::vector<float> y(kRows * outputs, 1.0f);
     cpu::LinearArgs some = product_args(y, rows, w.weight);
     some.from = from.data();
     some.to = to.data();
     some.factor = factor.data();
     multiply(k(), some, codes, 3, 17);
-    for (size_t r = 0; r < 5; ++r) {
+    for (size_t r = 0; r < kRows; ++r) {
       for (size_t o = 0; o < outputs; ++o) {
         const bool touched = r < static_cast<size_t>(rows) && o >= 3 && o < 17;
         const float product = plain[static_cast<size_t>(from[r]) * outputs + o];
