@@ -239,10 +239,11 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* e
   }
 }
 
-// Adds the products of one strip to sums[i * kSumsX + j]: code(i, p) and side(i, n) give word p and scales of weight
-// row i, x[j] the strip of row j of x.
+// sums[i * kSumsX + j] = before[i * kSumsX + j] + the products of one strip: code(i, p) and side(i, n) give word p and
+// scales of weight row i, x[j] the strip of row j of x.
 template <class F, int W, int X, class Code, class SideOf>
-GEMMANTLE_VEC void add_strip(Vec* sums, Code code, SideOf side, const uint8_t* const (&x)[X]) noexcept {
+GEMMANTLE_VEC void add_strip(Vec* sums, const Vec* before, Code code, SideOf side,
+                             const uint8_t* const (&x)[X]) noexcept {
   constexpr int kParts = kSide<F> == Side::halves ? 2 : 1;
   Vec totals[X];
 #pragma GCC unroll 4
@@ -289,9 +290,11 @@ GEMMANTLE_VEC void add_strip(Vec* sums, Code code, SideOf side, const uint8_t* c
       const Vec scale = side(i, part);
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) {
-        Vec& sum = sums[i * kSumsX + j];
+        const int at = i * kSumsX + j;
+        Vec sum = part == 0 ? before[at] : sums[at];
         sum = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sum);
         if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
+        sums[at] = sum;
       }
     }
   }
@@ -314,11 +317,11 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
     each_strip<F>(
         w, a.w.cols,
         a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
-          ask_for(w + s * kStripBytes<F> + kAskAhead, kStripBytes<F>);
+          ask_for<kFirstLevel>(w + s * kStripBytes<F> + kAskAhead, kStripBytes<F>);
           const uint8_t* at[X];
           for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
           add_strip<F, 1, X>(
-              sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
+              sums, sums, [&](int, int p) __attribute__((always_inline)) { return strip.codes[p]; },
               [&](int, int n) __attribute__((always_inline)) { return strip.side[n]; }, at);
         });
     for (int j = 0; j < X; ++j) put(a, j, o, sum(sums[j]));
@@ -338,22 +341,20 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
   const uint8_t* xs[kSomeRows];  // the last one again where X is no divisor
   for (int64_t j = 0; j < parts * X; ++j) xs[j] = coded_row(a, x, j < a.rows ? j : a.rows - 1);
   auto* const sums = reinterpret_cast<float*>(scratch);  // of each part as in tiles.h
-  Vec zero = fill(0.0f);
-  hold(zero);
+  static constexpr Vec zeros[kPairW * kSumsX] = {};
   for (int64_t o = first; o < last; o += kSomeTile) {
     const int64_t rows = last - o < kSomeTile ? last - o : kSomeTile;
-    Ahead ahead = weights_after(a, o, rows, last, strips * ((rows + kPairW - 1) / kPairW));
-    for (int64_t i = 0; i < parts * sums_floats(kSomeTile); i += kLanes) store(sums + i, zero);
     for (int64_t s = 0; s < strips; ++s) {
       const int64_t left = a.w.cols - s * kStrip;
       for (int64_t i = 0; i < rows; i += kPairW) {
-        fetch(ahead);
         WeightStrip strip[kPairW];
 #pragma GCC unroll 2
         for (int n = 0; n < kPairW; ++n) {
           const int64_t row = i + n < rows ? i + n : rows - 1;
           const uint8_t* blocks = a.w.data + (o + row) * a.w.row_bytes + s * kStripBytes<F>;
-          ask_for(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
+          const uint8_t* below = a.w.data + (o + kSomeTile + row) * a.w.row_bytes;
+          ask_for<kSecondLevel>(s + 1 < strips ? blocks + kStripBytes<F> : below, kStripBytes<F>);
+          ask_for<kFirstLevel>(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
           if (left >= kStrip)
             read_strip<F>(blocks, &strip[n]);
           else
@@ -365,9 +366,10 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
           const uint8_t* at[X];
 #pragma GCC unroll 4
           for (int j = 0; j < X; ++j) at[j] = xs[part * X + j] + s * kCodedStrip;
+          auto* const total = reinterpret_cast<Vec*>(sums + part * sums_floats(kSomeTile) + sums_floats(i));
           add_strip<F, kPairW, X>(
-              reinterpret_cast<Vec*>(sums + part * sums_floats(kSomeTile) + sums_floats(i)),
-              [&](int n, int p) __attribute__((always_inline)) { return strip[n].codes[p]; },
+              total,
+              s == 0 ? zeros : total, [&](int n, int p) __attribute__((always_inline)) { return strip[n].codes[p]; },
               [&](int n, int side) __attribute__((always_inline)) { return strip[n].side[side]; }, at);
           asm volatile("" : : : "memory");  // as in coded_tile()
         }
@@ -387,14 +389,12 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
 template <class F, int W, int X>
 void coded_tile(const uint8_t* const (&w)[W], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
                 Vec* sums) noexcept {
-  Vec zero = fill(0.0f);
-  hold(zero);  // or GCC calls memset
-  for (int i = 0; begin == 0 && i < W * kSumsX; ++i) sums[i] = zero;
+  static constexpr Vec zeros[W * kSumsX] = {};
   for (int64_t s = begin; s < end; ++s) {
     const uint8_t* at[X];
     for (int j = 0; j < X; ++j) at[j] = x[j] + s * kCodedStrip;
     add_strip<F, W, X>(
-        sums,
+        sums, s == 0 ? zeros : sums,
         [&](int i, int p) __attribute__((always_inline)) { return load_ints(w[i] + s * kTurnedStrip + p * kVecBytes); },
         [&](int i, int n)
             __attribute__((always_inline)) { return load(w[i] + s * kTurnedStrip + (8 + n) * kVecBytes); },

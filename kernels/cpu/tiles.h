@@ -59,18 +59,21 @@ void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const flo
 
 constexpr int64_t kLine = 64;  // bytes that memory gives at once
 
-// Asks for bytes at any address, whether they begin a line or not.
+constexpr int kFirstLevel = 3, kSecondLevel = 2;  // of caches, as __builtin_prefetch counts
+
+// Asks for bytes at any address, whether they begin a line or not, and whatever lies there.
+template <int Level>
 GEMMANTLE_VEC void ask_for(const uint8_t* at, int64_t bytes) noexcept {
-  for (int64_t i = 0; i < bytes + kLine - 1; i += kLine) __builtin_prefetch(at + i);
+  for (int64_t i = 0; i < bytes + kLine - 1; i += kLine) __builtin_prefetch(at + i, 0, Level);
 }
 
 // Few rows of x wait for weights, and a thread that asks for them only when it needs them gets three quarters of what
 // memory gives; less than half where rows are no whole number of strips, which processors do not foresee. So bytes this
-// far ahead of those in work are asked for, whatever lies there.
+// far ahead of those in work are asked for.
 constexpr int64_t kAskAhead = 12 << 10;
 
-// The weights of the tile after this one, as they lie in memory, asked for bit by bit while this one is multiplied: a
-// few rows of x would else wait for them.
+// The weights of the tile after this one, as they lie in memory, asked for bit by bit while this one is multiplied: few
+// rows of x would else wait for them.
 struct Ahead {
   const uint8_t* at;
   const uint8_t* end;
@@ -79,14 +82,11 @@ struct Ahead {
 
 GEMMANTLE_VEC void fetch(Ahead& ahead) noexcept {
   const uint8_t* stop = ahead.end - ahead.at < ahead.step ? ahead.end : ahead.at + ahead.step;
-  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
+  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, kSecondLevel);
 }
 
-// After rows [first, first + rows) of those up to `last`.
-static inline Ahead weights_after(const LinearArgs& a, int64_t first, int64_t rows, int64_t last,
-                                  int64_t steps) noexcept {
-  first += rows;
-  rows = last - first < rows ? last - first : rows;
+static inline Ahead weights_after(const LinearArgs& a, const Tile& tile, int64_t last, int64_t steps) noexcept {
+  const int64_t first = tile.first + tile.rows, rows = last - first < tile.rows ? last - first : tile.rows;
   const int64_t lines = rows * a.w.row_bytes / kLine;
   const uint8_t* data = a.w.data + first * a.w.row_bytes;
   return {data, data + rows * a.w.row_bytes, (lines + steps - 1) / steps * kLine};
@@ -99,7 +99,7 @@ template <int W, class Add>
 GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Tile& tile, int64_t last, float* sums,
                                  Add add) noexcept {
   const int64_t parts = (a.rows + kSumsX - 1) / kSumsX, runs = (tile.units + tile.at_once - 1) / tile.at_once;
-  Ahead ahead = weights_after(a, tile.first, tile.rows, last, parts * runs * ((tile.rows + W - 1) / W));
+  Ahead ahead = weights_after(a, tile, last, parts * runs * ((tile.rows + W - 1) / W));
   const auto multiply = [&]<int X>(int64_t r) __attribute__((always_inline)) {
     const uint8_t* x[X];
     for (int j = 0; j < X; ++j) x[j] = coded_row(a, coded, r + j);
