@@ -5,6 +5,7 @@
 #include <set>
 #include <unordered_set>
 
+#include "checkpoint/checkpoint.h"
 #include "core/error.h"
 #include "core/mapped_file.h"
 #include "model/rope_frequencies.h"

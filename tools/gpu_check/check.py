@@ -17,7 +17,6 @@ HERE = Path(__file__).parent
 SHIM = ROOT / "tests" / "cpp" / "support" / "simt"
 BACKEND = ["cuda_backend", "cuda_ops", "deterministic_ops", "planes", "step_memory", "weight_store"]
 MODEL = ["activations", "gemma4", "kv_cache", "padding", "placement"]
-PROGRAMS = ["program", "steps", "models"]
 REFERENCE = "csrc/backend/reference/reference_backend.cpp"
 
 Result = dict[str, Any]
@@ -74,20 +73,29 @@ class Programs:
         if not self.on_host and not shutil.which("nvcc"):
             raise Skipped("no nvcc on the path: add the CUDA tool kit's bin folder to PATH")
         start = time.monotonic()
-        kernels = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-        device = sorted(SHIM.glob("*.cpp")) if self.on_host else [ROOT / "csrc/backend/cuda/device_cuda.cpp"]
-        common = [ROOT / "csrc/core/error.cpp", *device]
-        backend = [ROOT / f"csrc/backend/cuda/{name}.cpp" for name in BACKEND]
-        model = [ROOT / "csrc/backend/ops.cpp", *(ROOT / f"csrc/model/{name}.cpp" for name in MODEL)]
-        reference = ROOT / REFERENCE
-        mains = [HERE / f"{name}.cpp" for name in PROGRAMS]
-        sources = [*kernels, *common, *backend, *model, reference, *mains]
+        sources = self.sources()
+        everything = sorted({source for of_program in sources.values() for source in of_program})
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda source: self._compile(source, until), sources))
-        self._link("program", [mains[0], *kernels, *common], until)
-        self._link("steps", [mains[1], *kernels, *common, *backend, *model], until)
-        self._link("models", [mains[2], *kernels, *common, *backend, *model, reference], until)
-        return [{"seconds": round(time.monotonic() - start, 1), "files": len(sources)}]
+            list(pool.map(lambda source: self._compile(source, until), everything))
+        for name, of_program in sources.items():
+            self._link(name, of_program, until)
+        return [{"seconds": round(time.monotonic() - start, 1), "files": len(everything)}]
+
+    def sources(self) -> dict[str, list[Path]]:
+        """What each program is made of."""
+        device = sorted(SHIM.glob("*.cpp")) if self.on_host else [ROOT / "csrc/backend/cuda/device_cuda.cpp"]
+        kernels = [*sorted((ROOT / "kernels/cuda").glob("*.cu")), *device, ROOT / "csrc/core/error.cpp"]
+        backend = [ROOT / f"csrc/backend/cuda/{name}.cpp" for name in BACKEND]
+        graph = [ROOT / "csrc/backend/ops.cpp", *(ROOT / f"csrc/model/{name}.cpp" for name in MODEL)]
+        return {
+            "program": [HERE / "program.cpp", *kernels],
+            "steps": [HERE / "steps.cpp", *kernels, *backend, *graph],
+            "models": [HERE / "models.cpp", *kernels, *backend, *graph, ROOT / REFERENCE],
+        }
+
+    def flags(self) -> list[str]:
+        folders = [ROOT, ROOT / "csrc", HERE / "without_eigen", *([SHIM] if self.on_host else [])]
+        return ["-std=c++20", "-O3", *(f"-I{folder}" for folder in folders)]
 
     def kernels(self, until: Deadline) -> list[Result]:
         """Results at real sizes against double."""
@@ -147,7 +155,7 @@ class Programs:
             return [{"stopped": f"{part.__name__}: {error}", "ok": False}]
 
     def _have_built(self) -> None:
-        if not (self.folder / PROGRAMS[-1]).exists():
+        if not (self.folder / "models").exists():
             self.build(Deadline(600))
 
     def _run(self, program: str, arguments: list[str], until: Deadline) -> list[Result]:
@@ -172,11 +180,8 @@ class Programs:
         return self.folder / f"{source.parent.name}_{source.stem}.o"
 
     def _compile(self, source: Path, until: Deadline) -> None:
-        flags = ["-std=c++20", "-O3", *(f"-I{folder}" for folder in (ROOT, ROOT / "csrc", HERE / "without_eigen"))]
-        if self.on_host:
-            command = ["c++", *flags, "-I", str(SHIM), "-x", "c++"]
-        else:
-            command = ["nvcc", *flags, "-arch=native", "-x", "cu"]
+        compiler = ["c++", "-x", "c++"] if self.on_host else ["nvcc", "-arch=native", "-x", "cu"]
+        command = [*compiler, *self.flags()]
         self._call([*command, "-c", str(source), "-o", str(self._object(source))], until)
 
     def _link(self, name: str, sources: list[Path], until: Deadline) -> None:
