@@ -90,7 +90,7 @@ def main() -> int:
             outcome, lines = run(stage, LIMITS[name] * (SLOWER_ON_HOST if arguments.on_host else 1))
             took = time.monotonic() - start
             report[name] = {"outcome": outcome, "seconds": round(took, 1), "results": lines}
-            print(f"== {name}: {outcome} ({took:.0f} s)")
+            print(f"== {name}: {outcome} ({took:.0f} s)", flush=True)
             for line in lines:
                 print(f"   {describe(line)}", flush=True)
             everything = {"on_host": arguments.on_host, "stages": report}

@@ -229,14 +229,13 @@ int64_t free_host_bytes() {
 }
 
 bool compare_all(bool small) {
-  const char* const kinds[] = {"bf16", "8 bits", "4 bits"};
-  const FormatId formats[] = {FormatId::bf16, FormatId::q8_0, FormatId::q4_0};
   bool right = true;
   for (const Shape& shape : kShapes) {
     const ModelConfig config = config_of(shape, true);
-    for (size_t f = 0; f < std::size(formats); ++f) {
-      const std::string name = str(shape.name, " scaled down, ", kinds[f]);
-      right &= Comparison(name, config, formats[f], f == 0 ? 3 : 5, lengths(small)).run();
+    for (const NamedFormat& format : kFormats) {
+      const int sequences = format.id == FormatId::bf16 ? 3 : 5;
+      right &= Comparison(str(shape.name, " scaled down, ", format.name), config, format.id, sequences, lengths(small))
+                   .run();
     }
   }
   const Shape& e2b = kShapes[0];

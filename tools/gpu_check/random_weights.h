@@ -22,6 +22,14 @@
 
 namespace gemmantle::gpu_check {
 
+// One format for each kind of plane that products read.
+struct NamedFormat {
+  formats::FormatId id;
+  const char* name;
+};
+constexpr NamedFormat kFormats[] = {
+    {formats::FormatId::bf16, "bf16"}, {formats::FormatId::q8_0, "8 bits"}, {formats::FormatId::q4_0, "4 bits"}};
+
 // About a MiB of blocks of bf16, q8_0 or q4_0 with this standard deviation; an odd number, so that rows do not repeat.
 // Every value is a bf16 number, so that kernels which take them as such round nothing.
 inline std::vector<std::byte> random_blocks(formats::FormatId format, float deviation) {

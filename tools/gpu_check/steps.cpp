@@ -1,6 +1,7 @@
 // steps.cpp: whole steps of the released models on a GPU, through the graph and the backend: `steps BANDWIDTH [small]`.
 //
-// Decode of 1, 8 and 64 sequences at 2K and of one at 32K; prefill of 2K and 32K; bf16, random weights, random K and V.
+// Decode of 1, 8 and 64 sequences at 2K and of one at 32K, prefill of 2K and 32K, in bf16; decode of 1 and 8 in 8 and 4
+// bits. Random weights, random K and V.
 // A time is that of CudaBackend::run from the plan to the drawn tokens. A decode floor is the bytes of weights, K and V
 // over BANDWIDTH (bytes a second, from `program probe`); a prefill floor the operations over the rate of one large
 // product. `small` shrinks every size, for a run without a GPU.
@@ -34,11 +35,15 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 // One of the shapes on the device.
 class Machine {
  public:
-  Machine(const Shape& shape, bool small, double bandwidth)
-      : shape_(shape), small_(small), bandwidth_(bandwidth), config_(config_of(shape, small)), placement_(backends()) {
+  Machine(const Shape& shape, const NamedFormat& format, bool small, double bandwidth)
+      : name_(str(shape.name, " ", format.name)),
+        small_(small),
+        bandwidth_(bandwidth),
+        config_(config_of(shape, small)),
+        placement_(backends()) {
     placement_.cut({{0, static_cast<int>(config_.layers.size()), true, true}});
     constexpr size_t kCacheBytes = size_t{256} << 20;  // more than any L2
-    weights_ = std::make_unique<RandomWeights>(config_, backend(), formats::FormatId::bf16, small ? 0 : kCacheBytes);
+    weights_ = std::make_unique<RandomWeights>(config_, backend(), format.id, small ? 0 : kCacheBytes);
     activations_ = std::make_unique<Activations>(config_);
   }
 
@@ -116,7 +121,7 @@ class Machine {
     int64_t wanted = activations_->bytes_for(rows, logit_rows);
     for (size_t g = 0; g < kKvGroups; ++g) wanted += step.blocks()[g] * layout.block_bytes[g];
     if (wanted > backend().free_bytes() / 10 * 9) {
-      std::printf("{\"left_out\": \"%s, %s\", \"wants_gib\": %.1f, \"free_gib\": %.1f}\n", shape_.name, what.c_str(),
+      std::printf("{\"left_out\": \"%s, %s\", \"wants_gib\": %.1f, \"free_gib\": %.1f}\n", name_.c_str(), what.c_str(),
                   static_cast<double>(wanted) / (1 << 30), static_cast<double>(backend().free_bytes()) / (1 << 30));
       return nullptr;
     }
@@ -177,11 +182,11 @@ class Machine {
     std::printf(
         "{\"kernel\": \"%s, %s\", \"microseconds\": %.1f, \"floor\": %.1f, \"share\": %.3f, \"rate\": %.1f, \"unit\": "
         "\"tokens/s\"}\n",
-        shape_.name, what.c_str(), seconds * 1e6, floor * 1e6, floor / seconds, rate);
+        name_.c_str(), what.c_str(), seconds * 1e6, floor * 1e6, floor / seconds, rate);
     std::fflush(stdout);
   }
 
-  Shape shape_;
+  std::string name_;
   bool small_;
   double bandwidth_;
   ModelConfig config_;
@@ -202,11 +207,17 @@ int main(int argc, char** argv) {
   const int64_t near = small ? 48 : 2048, far = small ? 80 : 32768;
   try {
     for (const Shape& shape : kShapes) {
-      Machine machine(shape, small, bandwidth);
+      Machine machine(shape, kFormats[0], small, bandwidth);
       const double rate = machine.product_rate();
       for (const int sequences : {1, 8, small ? 9 : 64}) machine.decode(sequences, near);
       machine.decode(1, far);
       for (const int64_t tokens : {near, far}) machine.prefill(tokens, rate);
+    }
+    for (const Shape& shape : kShapes) {
+      for (const NamedFormat& format : {kFormats[1], kFormats[2]}) {
+        Machine machine(shape, format, small, bandwidth);
+        for (const int sequences : {1, 8}) machine.decode(sequences, near);
+      }
     }
   } catch (const Error& e) {
     std::fprintf(stderr, "%s\n", e.what());
