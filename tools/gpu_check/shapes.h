@@ -9,6 +9,8 @@
 
 namespace gemmantle::gpu_check {
 
+constexpr int64_t kVocabulary = 262144;
+
 struct Shape {
   const char* name;
   int layers, period;  // every period-th layer is a full one
@@ -20,9 +22,9 @@ struct Shape {
   bool double_wide = false;
   int experts = 0, experts_used = 0;
   int64_t expert_ffn = 0;
+  int64_t vocabulary = kVocabulary;
 };
 
-constexpr int64_t kVocabulary = 262144;
 const Shape kShapes[] = {
     {"E2B", 35, 5, 1536, 8, 1, 0, 6144, 512, 256, 20, true},
     {"E4B", 42, 6, 2560, 8, 2, 0, 10240, 512, 256, 18},
@@ -34,19 +36,24 @@ const Shape kShapes[] = {
 // A square root as the released models round it.
 inline float rounded_root(int64_t n) { return bf16_to_f32(f32_to_bf16(std::sqrt(static_cast<float>(n)))); }
 
-// With `small` the same structure at sizes that fibers can bear.
-inline ModelConfig config_of(Shape s, bool small) {
-  if (small) {
-    s.layers = s.shared > 0 ? 2 * s.period : s.period;
-    s.shared = s.shared > 0 ? s.period : 0;
-    s.hidden = 64, s.ffn = 64, s.window = 32, s.expert_ffn = s.experts > 0 ? 32 : 0;
-    s.heads = std::min(s.heads, 4), s.kv_heads = std::min(s.kv_heads, 2);
+// The same structure at sizes that take moments to compute anywhere; with `few_heads` also of those, for fibers.
+inline Shape scaled_down(Shape s, bool few_heads) {
+  s.layers = s.shared > 0 ? 2 * s.period : s.period;
+  s.shared = s.shared > 0 ? s.period : 0;
+  s.hidden = 64, s.ffn = 64, s.window = 32, s.expert_ffn = s.experts > 0 ? 32 : 0;
+  s.experts = std::min(s.experts, 16), s.experts_used = std::min(s.experts_used, 4);
+  s.per_layer = std::min<int64_t>(s.per_layer, 32);
+  s.vocabulary = 512;
+  if (few_heads) {
+    s.heads = std::max(4, s.heads / 4), s.kv_heads = std::min(s.kv_heads, 2);
     s.global_kv_heads = std::min(s.global_kv_heads, 1);
-    s.experts = std::min(s.experts, 16), s.experts_used = std::min(s.experts_used, 4);
-    s.per_layer = std::min<int64_t>(s.per_layer, 32);
   }
+  return s;
+}
+
+inline ModelConfig config_of(const Shape& s) {
   ModelConfig c;
-  c.vocab = small ? 512 : kVocabulary;
+  c.vocab = s.vocabulary;
   c.hidden = s.hidden;
   c.window = s.window;
   c.final_softcap = 30;

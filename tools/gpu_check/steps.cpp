@@ -39,7 +39,7 @@ class Machine {
       : name_(str(shape.name, " ", format.name)),
         small_(small),
         bandwidth_(bandwidth),
-        config_(config_of(shape, small)),
+        config_(config_of(small ? scaled_down(shape, true) : shape)),
         placement_(backends()) {
     placement_.cut({{0, static_cast<int>(config_.layers.size()), true, true}});
     constexpr size_t kCacheBytes = size_t{256} << 20;  // more than any L2
