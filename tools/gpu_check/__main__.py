@@ -43,7 +43,7 @@ LIMITS = {  # seconds; ten minutes together
     "behaviour": 50,
     "speed": 150,
 }
-SLOWER_ON_HOST = 4
+SLOWER_ON_HOST = 10
 
 
 def describe(line: Result) -> str:
