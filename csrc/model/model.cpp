@@ -11,44 +11,11 @@
 #include "model/activations.h"
 #include "model/gemma4.h"
 #include "model/padding.h"
+#include "model/tail_batch.h"
 #include "model/weights.h"
 
 namespace gemmantle {
 namespace {
-
-// The rows of a batch whose logits are wanted, as a batch of their own. Slots are left out: nothing after the cut
-// writes KV.
-class TailBatch {
- public:
-  const Batch& make(const Batch& all) {
-    batch_ = all;
-    if (all.logit_rows.size() == all.ids.size()) return batch_;
-    pick(positions_, all.positions, all.logit_rows);
-    pick(sequence_, all.sequence, all.logit_rows);
-    pick(ids_, all.ids, all.logit_rows);
-    batch_.positions = positions_;
-    batch_.sequence = sequence_;
-    batch_.ids = ids_;
-    for (size_t g = 0; g < kKvGroups; ++g) {
-      pick(begin_[g], all.groups[g].kv_begin, all.logit_rows);
-      pick(end_[g], all.groups[g].kv_end, all.logit_rows);
-      batch_.groups[g].kv_begin = begin_[g];
-      batch_.groups[g].kv_end = end_[g];
-      batch_.groups[g].slots = {};
-    }
-    return batch_;
-  }
-
- private:
-  static void pick(std::vector<int32_t>& out, std::span<const int32_t> from, std::span<const int32_t> rows) {
-    out.resize(rows.size());
-    for (size_t i = 0; i < rows.size(); ++i) out[i] = from[static_cast<size_t>(rows[i])];
-  }
-
-  Batch batch_;
-  std::vector<int32_t> ids_, positions_, sequence_;
-  std::vector<int32_t> begin_[kKvGroups], end_[kKvGroups];
-};
 
 void check_batch(const Batch& b, const ModelConfig& config) {
   const auto rows = static_cast<size_t>(b.rows());

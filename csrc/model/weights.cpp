@@ -5,8 +5,10 @@
 #include <set>
 #include <unordered_set>
 
+#include "checkpoint/checkpoint.h"
 #include "core/error.h"
 #include "core/mapped_file.h"
+#include "model/rope_frequencies.h"
 
 namespace gemmantle {
 namespace {
@@ -365,13 +367,7 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
       add(l, t);
       w.scalar = read_vector(t, false)[0];
     }
-    std::vector<float> freq(static_cast<size_t>(spec.heads.dim / 2));
-    const auto turning = static_cast<size_t>(spec.rope_fraction * spec.heads.dim / 2);
-    for (size_t i = 0; i < turning; ++i) {
-      freq[i] = static_cast<float>(std::pow(spec.rope_theta, -2.0 * static_cast<double>(i) / spec.heads.dim) /
-                                   spec.rope_divisor);
-    }
-    w.rope_freq = upload(std::move(freq), backend);
+    w.rope_freq = upload(rope_frequencies(spec), backend);
   }
   // A norm is wanted where the rows come from: by the layer before it, by the embedding.
   const auto input_norm = [&](int l, Backend& backend) {

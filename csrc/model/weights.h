@@ -10,10 +10,12 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "checkpoint/checkpoint.h"
 #include "model/config.h"
 
 namespace gemmantle {
+
+class Checkpoint;
+struct StoredTensor;
 
 // Vectors are f32 in backend memory; null where the layer has none.
 struct LayerWeights {

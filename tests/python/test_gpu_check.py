@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "gpu_check"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "gpu_check"
+PACKAGES = {"eigen3", "gtest", "nlohmann", "pybind11"}  # what the core needs, and a bare machine has not
 
 
 def check(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -39,3 +44,20 @@ def test_an_unknown_stage_is_refused_with_the_names_of_all(tmp_path: Path) -> No
 
     assert done.returncode == 2
     assert "tea; there are build, probe, kernels, sanitizer, models, behaviour, speed" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_its_programs_include_no_library_but_that_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TOOL))
+    from check import Programs
+
+    programs = Programs(Path(), on_host=True, package=None)
+    sources = {str(source) for of_program in programs.sources().values() for source in of_program}
+
+    done = subprocess.run(
+        ["c++", "-x", "c++", *programs.flags(), "-M", *sorted(sources)], capture_output=True, text=True, check=True
+    )
+
+    headers = [Path(word) for word in done.stdout.split() if word.startswith("/")]
+    assert len(headers) > 100
+    assert [header for header in headers if PACKAGES & set(header.parts)] == []

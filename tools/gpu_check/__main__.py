@@ -6,14 +6,14 @@ Stages, each with a time limit, each of which can be run alone:
     probe      device, driver, compiler; bandwidth, measured: the ceiling of every share below
     kernels    products and attention at real sizes against double
     sanitizer  the same, small, under compute-sanitizer: memcheck, racecheck, synccheck, initcheck
-    models     random models and E2B against our own reference, goldens against the framework; needs the package
-    behaviour  prefix hits, chunks, crowds, masks, draws, bit for bit: tests/python/engine_suite.py; needs the package
+    models     random models of every family and E2B against our own reference; goldens against the framework
+    behaviour  rows alone, in batches and in chunks, bit for bit, and draws; the suite of the engine
     speed      kernels, then whole steps of the released shapes: time, floor and their ratio
 
-Needs numpy, a GPU, nvcc and this repository; `the package` is gemmantle with its CUDA plugin. Prints results as they
-come and a table at the end, and writes all of it as JSON after each stage. A stage that cannot run says why and is
-skipped; exits with 1 where one fails. `--on-host` compiles the kernels for the host and shrinks every size: a test of
-this program, no measurement.
+Needs a GPU, nvcc, Python and this repository. Goldens and the engine's suite need the package with its CUDA plugin,
+too, and are left out in words where it is not. Prints results as they come and a table at the end, and writes all of it
+as JSON after each stage. A stage that cannot run says why and is skipped; exits with 1 where one fails. `--on-host`
+compiles the kernels for the host and shrinks every size: a test of this program, no measurement.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from check import Deadline, Programs, Result, Skipped
-from models import Package
+from package import Package
 
 Stage = Callable[[Deadline], list[Result]]
 
@@ -43,7 +43,7 @@ LIMITS = {  # seconds; ten minutes together
     "behaviour": 50,
     "speed": 150,
 }
-SLOWER_ON_HOST = 4
+SLOWER_ON_HOST = 10
 
 
 def describe(line: Result) -> str:
@@ -82,15 +82,15 @@ def main() -> int:
 
     report: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        programs = Programs(Path(folder), arguments.on_host)
         package = Package(Path(folder), arguments.on_host)
+        programs = Programs(Path(folder), arguments.on_host, package)
         for name in (stage for stage in LIMITS if stage in wanted):
-            stage: Stage = getattr(programs, name, None) or getattr(package, name)
+            stage: Stage = getattr(programs, name)
             start = time.monotonic()
             outcome, lines = run(stage, LIMITS[name] * (SLOWER_ON_HOST if arguments.on_host else 1))
             took = time.monotonic() - start
             report[name] = {"outcome": outcome, "seconds": round(took, 1), "results": lines}
-            print(f"== {name}: {outcome} ({took:.0f} s)")
+            print(f"== {name}: {outcome} ({took:.0f} s)", flush=True)
             for line in lines:
                 print(f"   {describe(line)}", flush=True)
             everything = {"on_host": arguments.on_host, "stages": report}

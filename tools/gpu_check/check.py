@@ -1,4 +1,4 @@
-"""The stages of gpu_check that need no package: what is there, the build, kernels, the sanitizer, speed."""
+"""The stages of gpu_check: what is there, and what its programs and the package find."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 SHIM = ROOT / "tests" / "cpp" / "support" / "simt"
 BACKEND = ["cuda_backend", "cuda_ops", "deterministic_ops", "planes", "step_memory", "weight_store"]
-MODEL = ["activations", "gemma4", "kv_cache", "placement"]
+MODEL = ["activations", "gemma4", "kv_cache", "padding", "placement"]
+REFERENCE = "csrc/backend/reference/reference_backend.cpp"
 
 Result = dict[str, Any]
 
@@ -34,12 +36,20 @@ class Deadline:
         return max(0.1, self.at - time.monotonic())
 
 
-class Programs:
-    """The programs of this folder, compiled once: `program` of all kernels, `steps` of backend and graph, too."""
+class Package(Protocol):
+    """What is asked of the package, where it is; raises Skipped where it is not."""
 
-    def __init__(self, folder: Path, on_host: bool) -> None:
+    def goldens(self, until: Deadline) -> list[Result]: ...
+    def suite(self, until: Deadline) -> list[Result]: ...
+
+
+class Programs:
+    """The programs of this folder, compiled once: `program` of kernels; `steps` and `models` of backend and graph."""
+
+    def __init__(self, folder: Path, on_host: bool, package: Package) -> None:
         self.folder = folder
         self.on_host = on_host
+        self.package = package
         self.bandwidth = 0.0  # bytes a second, once probe has run
 
     def probe(self, until: Deadline) -> list[Result]:
@@ -63,18 +73,29 @@ class Programs:
         if not self.on_host and not shutil.which("nvcc"):
             raise Skipped("no nvcc on the path: add the CUDA tool kit's bin folder to PATH")
         start = time.monotonic()
-        kernels = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-        device = sorted(SHIM.glob("*.cpp")) if self.on_host else [ROOT / "csrc/backend/cuda/device_cuda.cpp"]
-        common = [ROOT / "csrc/core/error.cpp", *device]
-        backend = [ROOT / f"csrc/backend/cuda/{name}.cpp" for name in BACKEND]
-        model = [ROOT / "csrc/backend/ops.cpp", *(ROOT / f"csrc/model/{name}.cpp" for name in MODEL)]
-        mains = [HERE / "program.cpp", HERE / "steps.cpp"]
-        sources = [*kernels, *common, *backend, *model, *mains]
+        sources = self.sources()
+        everything = sorted({source for of_program in sources.values() for source in of_program})
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda source: self._compile(source, until), sources))
-        self._link("program", [mains[0], *kernels, *common], until)
-        self._link("steps", [mains[1], *kernels, *common, *backend, *model], until)
-        return [{"seconds": round(time.monotonic() - start, 1), "files": len(sources)}]
+            list(pool.map(lambda source: self._compile(source, until), everything))
+        for name, of_program in sources.items():
+            self._link(name, of_program, until)
+        return [{"seconds": round(time.monotonic() - start, 1), "files": len(everything)}]
+
+    def sources(self) -> dict[str, list[Path]]:
+        """What each program is made of."""
+        device = sorted(SHIM.glob("*.cpp")) if self.on_host else [ROOT / "csrc/backend/cuda/device_cuda.cpp"]
+        kernels = [*sorted((ROOT / "kernels/cuda").glob("*.cu")), *device, ROOT / "csrc/core/error.cpp"]
+        backend = [ROOT / f"csrc/backend/cuda/{name}.cpp" for name in BACKEND]
+        graph = [ROOT / "csrc/backend/ops.cpp", *(ROOT / f"csrc/model/{name}.cpp" for name in MODEL)]
+        return {
+            "program": [HERE / "program.cpp", *kernels],
+            "steps": [HERE / "steps.cpp", *kernels, *backend, *graph],
+            "models": [HERE / "models.cpp", *kernels, *backend, *graph, ROOT / REFERENCE],
+        }
+
+    def flags(self) -> list[str]:
+        folders = [ROOT, ROOT / "csrc", HERE / "without_eigen", *([SHIM] if self.on_host else [])]
+        return ["-std=c++20", "-O3", *(f"-I{folder}" for folder in folders)]
 
     def kernels(self, until: Deadline) -> list[Result]:
         """Results at real sizes against double."""
@@ -101,6 +122,14 @@ class Programs:
                 results.append({"said": " | ".join(line for line in said if line.startswith("="))[-1500:]})
         return results
 
+    def models(self, until: Deadline) -> list[Result]:
+        """Whole random models against our own reference; the goldens where the package is."""
+        return self._run("models", ["compare", *self._small()], until) + self._or_left_out(self.package.goldens, until)
+
+    def behaviour(self, until: Deadline) -> list[Result]:
+        """What changes no bit, and draws; the engine's suite where the package is."""
+        return self._run("models", ["behaviour", *self._small()], until) + self._or_left_out(self.package.suite, until)
+
     def speed(self, until: Deadline) -> list[Result]:
         """Time, floor and ratio of kernels, then of whole steps of the released models."""
         if self.bandwidth == 0:
@@ -113,8 +142,20 @@ class Programs:
     def _small(self) -> list[str]:
         return ["small"] if self.on_host else []
 
+    @staticmethod
+    def _or_left_out(part: Callable[[Deadline], list[Result]], until: Deadline) -> list[Result]:
+        """What a part found, or why it cannot run here; what ran before it stays."""
+        try:
+            return part(until)
+        except Skipped as why:
+            return [{"left_out": f"{part.__name__}: {why}"}]
+        except subprocess.TimeoutExpired:
+            return [{"stopped": f"{part.__name__}: out of time", "ok": False}]
+        except RuntimeError as error:
+            return [{"stopped": f"{part.__name__}: {error}", "ok": False}]
+
     def _have_built(self) -> None:
-        if not (self.folder / "steps").exists():
+        if not (self.folder / "models").exists():
             self.build(Deadline(600))
 
     def _run(self, program: str, arguments: list[str], until: Deadline) -> list[Result]:
@@ -139,11 +180,8 @@ class Programs:
         return self.folder / f"{source.parent.name}_{source.stem}.o"
 
     def _compile(self, source: Path, until: Deadline) -> None:
-        flags = ["-std=c++20", "-O3", "-I", str(ROOT), "-I", str(ROOT / "csrc")]
-        if self.on_host:
-            command = ["c++", *flags, "-I", str(SHIM), "-x", "c++"]
-        else:
-            command = ["nvcc", *flags, "-arch=native", "-x", "cu"]
+        compiler = ["c++", "-x", "c++"] if self.on_host else ["nvcc", "-arch=native", "-x", "cu"]
+        command = [*compiler, *self.flags()]
         self._call([*command, "-c", str(source), "-o", str(self._object(source))], until)
 
     def _link(self, name: str, sources: list[Path], until: Deadline) -> None:

@@ -20,9 +20,11 @@
 #include "core/error.h"
 #include "kernels/common/float.h"
 #include "kernels/cuda/launch.h"
+#include "report.h"
 
 using namespace gemmantle;
 using namespace gemmantle::cuda;
+using gpu_check::report_result;
 
 namespace {
 
@@ -137,13 +139,6 @@ double product_error(const std::vector<float>& y, const std::vector<float>& x, c
     }
   }
   return std::sqrt(error / norm);
-}
-
-bool report_result(const std::string& name, double error, double limit) {
-  const bool right = error <= limit;
-  std::printf("{\"check\": \"%s\", \"error\": %.3g, \"limit\": %.3g, \"ok\": %s}\n", name.c_str(), error, limit,
-              right ? "true" : "false");
-  return right;
 }
 
 // `floor` and `seconds` of the same work.

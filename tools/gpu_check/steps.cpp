@@ -1,9 +1,10 @@
 // steps.cpp: whole steps of the released models on a GPU, through the graph and the backend: `steps BANDWIDTH [small]`.
 //
-// Decode of 1, 8 and 64 sequences at 2K and of one at 32K; prefill of 2K and 32K; bf16, random weights, random K and V.
+// Decode of 1, 8 and 64 sequences at 2K and of one at 32K, prefill of 2K and 32K, in bf16; decode of 1 and 8 in 8 and 4
+// bits. Random weights, random K and V.
 // A time is that of CudaBackend::run from the plan to the drawn tokens. A decode floor is the bytes of weights, K and V
-// over BANDWIDTH (bytes a second, from `program probe`); a prefill floor the operations over the rate of one large product.
-// `small` shrinks every size, for a run without a GPU.
+// over BANDWIDTH (bytes a second, from `program probe`); a prefill floor the operations over the rate of one large
+// product. `small` shrinks every size, for a run without a GPU.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -18,83 +19,31 @@
 #include "model/activations.h"
 #include "model/gemma4.h"
 #include "model/kv_cache.h"
+#include "random_weights.h"
 #include "shapes.h"
+#include "step.h"
 
 using namespace gemmantle;
 using namespace gemmantle::gpu_check;
 
 namespace {
 
-constexpr int64_t kBlock = 16;
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-// What a step is given, with the arrays behind it: rows [first, first + n) of each of `sequences` sequences.
-class Step {
- public:
-  Step(const ModelConfig& config, int sequences, int64_t length, int64_t chunk) : config_(config), sequences_(sequences) {
-    blocks_[kFull] = (length + kBlock - 1) / kBlock;
-    // Behind the window blocks are used again, as the engine does.
-    blocks_[kSliding] = std::min(blocks_[kFull], (config.window + chunk) / kBlock + 2);
-    logical_ = blocks_[kFull];
-    for (int g = 0; g < kKvGroups; ++g) {
-      for (int s = 0; s < sequences; ++s) {
-        for (int64_t b = 0; b < logical_; ++b) {
-          tables_[g].push_back(static_cast<int32_t>(s * blocks_[g] + b % blocks_[g]));
-        }
-      }
-    }
-  }
-
-  std::array<int64_t, kKvGroups> blocks() const {
-    return {sequences_ * blocks_[kSliding], sequences_ * blocks_[kFull]};
-  }
-
-  // Logits are wanted of the last row of each sequence, or of none.
-  const Batch& rows(int64_t first, int64_t n, bool wants_logits) {
-    for (std::vector<int32_t>* list : {&ids_, &positions_, &sequence_, &logit_rows_}) list->clear();
-    for (int g = 0; g < kKvGroups; ++g) slots_[g].clear(), begin_[g].clear(), end_[g].clear();
-    for (int s = 0; s < sequences_; ++s) {
-      for (int64_t p = first; p < first + n; ++p) add(s, p);
-      if (wants_logits) logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-    }
-    batch_.ids = ids_, batch_.positions = positions_, batch_.sequence = sequence_, batch_.logit_rows = logit_rows_;
-    for (int g = 0; g < kKvGroups; ++g) {
-      batch_.groups[g] = {slots_[g], tables_[g], logical_, begin_[g], end_[g]};
-    }
-    return batch_;
-  }
-
- private:
-  void add(int s, int64_t p) {
-    ids_.push_back(static_cast<int32_t>((p * 7919 + s) % config_.vocab));
-    positions_.push_back(static_cast<int32_t>(p));
-    sequence_.push_back(s);
-    for (int g = 0; g < kKvGroups; ++g) {
-      const int32_t block = tables_[g][static_cast<size_t>(s * logical_ + p / kBlock)];
-      slots_[g].push_back(static_cast<int32_t>(block * kBlock + p % kBlock));
-      begin_[g].push_back(static_cast<int32_t>(g == kSliding ? std::max<int64_t>(0, p + 1 - config_.window) : 0));
-      end_[g].push_back(static_cast<int32_t>(p + 1));
-    }
-  }
-
-  const ModelConfig& config_;
-  int sequences_;
-  int64_t logical_ = 0;
-  std::array<int64_t, kKvGroups> blocks_{};
-  std::vector<int32_t> ids_, positions_, sequence_, logit_rows_;
-  std::vector<int32_t> tables_[kKvGroups], slots_[kKvGroups], begin_[kKvGroups], end_[kKvGroups];
-  Batch batch_;
-};
-
 // One of the shapes on the device.
 class Machine {
  public:
-  Machine(const Shape& shape, bool small, double bandwidth)
-      : shape_(shape), small_(small), bandwidth_(bandwidth), config_(config_of(shape, small)), placement_(backends()) {
+  Machine(const Shape& shape, const NamedFormat& format, bool small, double bandwidth)
+      : name_(str(shape.name, " ", format.name)),
+        small_(small),
+        bandwidth_(bandwidth),
+        config_(config_of(small ? scaled_down(shape, true) : shape)),
+        placement_(backends()) {
     placement_.cut({{0, static_cast<int>(config_.layers.size()), true, true}});
-    weights_ = std::make_unique<RandomWeights>(config_, backend(), small);
+    constexpr size_t kCacheBytes = size_t{256} << 20;  // more than any L2
+    weights_ = std::make_unique<RandomWeights>(config_, backend(), format.id, small ? 0 : kCacheBytes);
     activations_ = std::make_unique<Activations>(config_);
   }
 
@@ -103,7 +52,7 @@ class Machine {
     Step step(config_, sequences, context, 1);
     const std::unique_ptr<KvCache> kv = cache(what, step, sequences, sequences);
     if (kv == nullptr) return;
-    const Batch& batch = step.rows(context - 1, 1, true);
+    const Batch& batch = step.rows(context - 1, 1, Logits::all);
     const int warm = 3, times = small_ ? 1 : 20;  // issued, recorded, replayed once
     for (int i = 0; i < warm; ++i) run(batch, batch, *kv);
     std::vector<double> seconds;
@@ -129,9 +78,8 @@ class Machine {
       for (int64_t p = 0; p < tokens; p += chunk) {
         const int64_t n = std::min(chunk, tokens - p);
         const bool is_last = p + n == tokens;
-        const Batch& all = step.rows(p, n, is_last);
-        const Batch tail = last_row(all);
-        run(all, tail, *kv);
+        const Batch& all = step.rows(p, n, is_last ? Logits::last : Logits::none);
+        run(all, step.tail(all), *kv);
       }
       seconds = seconds_since(start);
     }
@@ -173,7 +121,7 @@ class Machine {
     int64_t wanted = activations_->bytes_for(rows, logit_rows);
     for (size_t g = 0; g < kKvGroups; ++g) wanted += step.blocks()[g] * layout.block_bytes[g];
     if (wanted > backend().free_bytes() / 10 * 9) {
-      std::printf("{\"left_out\": \"%s, %s\", \"wants_gib\": %.1f, \"free_gib\": %.1f}\n", shape_.name, what.c_str(),
+      std::printf("{\"left_out\": \"%s, %s\", \"wants_gib\": %.1f, \"free_gib\": %.1f}\n", name_.c_str(), what.c_str(),
                   static_cast<double>(wanted) / (1 << 30), static_cast<double>(backend().free_bytes()) / (1 << 30));
       return nullptr;
     }
@@ -206,21 +154,6 @@ class Machine {
     });
   }
 
-  // The last row of `all` where its logits are wanted, else none.
-  static Batch last_row(const Batch& all) {
-    const size_t n = all.logit_rows.size();
-    Batch tail = all;
-    tail.ids = all.ids.last(n);
-    tail.positions = all.positions.last(n);
-    tail.sequence = all.sequence.last(n);
-    for (Batch::Group& g : tail.groups) {
-      g.slots = {};
-      g.kv_begin = g.kv_begin.last(n);
-      g.kv_end = g.kv_end.last(n);
-    }
-    return tail;
-  }
-
   // K and V that a row at the end of `context` reads.
   double kv_bytes(int64_t context) const {
     double sum = 0;
@@ -249,11 +182,11 @@ class Machine {
     std::printf(
         "{\"kernel\": \"%s, %s\", \"microseconds\": %.1f, \"floor\": %.1f, \"share\": %.3f, \"rate\": %.1f, \"unit\": "
         "\"tokens/s\"}\n",
-        shape_.name, what.c_str(), seconds * 1e6, floor * 1e6, floor / seconds, rate);
+        name_.c_str(), what.c_str(), seconds * 1e6, floor * 1e6, floor / seconds, rate);
     std::fflush(stdout);
   }
 
-  Shape shape_;
+  std::string name_;
   bool small_;
   double bandwidth_;
   ModelConfig config_;
@@ -274,11 +207,17 @@ int main(int argc, char** argv) {
   const int64_t near = small ? 48 : 2048, far = small ? 80 : 32768;
   try {
     for (const Shape& shape : kShapes) {
-      Machine machine(shape, small, bandwidth);
+      Machine machine(shape, kFormats[0], small, bandwidth);
       const double rate = machine.product_rate();
       for (const int sequences : {1, 8, small ? 9 : 64}) machine.decode(sequences, near);
       machine.decode(1, far);
       for (const int64_t tokens : {near, far}) machine.prefill(tokens, rate);
+    }
+    for (const Shape& shape : kShapes) {
+      for (const NamedFormat& format : {kFormats[1], kFormats[2]}) {
+        Machine machine(shape, format, small, bandwidth);
+        for (const int sequences : {1, 8}) machine.decode(sequences, near);
+      }
     }
   } catch (const Error& e) {
     std::fprintf(stderr, "%s\n", e.what());
