@@ -61,16 +61,26 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
-void expect_single_rows(std::span<const std::byte> bytes) noexcept {
-#if defined(MADV_NOHUGEPAGE)
+namespace {
+
+// Of the whole pages among these bytes. Advice only: a system that knows nothing of it refuses it, and loses nothing.
+void advise(std::span<const std::byte> bytes, int advice) noexcept {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
   const auto end = (reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size()) / page * page;
-  // Advice only: a system without huge pages refuses it, and loses nothing.
-  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_NOHUGEPAGE);
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
+}  // namespace
+
+void expect_single_rows(std::span<const std::byte> bytes) noexcept {
+#if defined(MADV_NOHUGEPAGE)
+  advise(bytes, MADV_NOHUGEPAGE);
 #else
   (void)bytes;
 #endif
 }
+
+void release_pages(std::span<const std::byte> bytes) noexcept { advise(bytes, MADV_DONTNEED); }
 
 }  // namespace gemmantle

@@ -35,4 +35,8 @@ class MappedFile {
 // row shall not count as memory of this process.
 void expect_single_rows(std::span<const std::byte> bytes) noexcept;
 
+// Gives back the memory that these bytes of a map count for. They stay readable, and in the page cache. `bytes` must
+// lie in a map of a file: other memory would be lost.
+void release_pages(std::span<const std::byte> bytes) noexcept;
+
 }  // namespace gemmantle

@@ -8,6 +8,7 @@
 #include "backend/registry.h"
 #include "checkpoint/checkpoint.h"
 #include "core/error.h"
+#include "core/mapped_file.h"
 #include "model/activations.h"
 #include "model/gemma4.h"
 #include "model/padding.h"
@@ -164,6 +165,7 @@ Tensor Model::forward(const Batch& given, KvCache& kv, std::span<const SampleRow
     const int bad = p.placement->backend(d).run(std::ref(step));
     if (bad != Backend::kFinite) p.refuse_not_finite(bad);
   }
+  release_pages(p.weights->mapped_rows);
   if (is_padded) std::copy_n(results.begin(), tokens.size(), tokens.begin());
   return p.activations.back().logits.slice(0, static_cast<int64_t>(given.logit_rows.size()));
 }

@@ -318,6 +318,7 @@ ModelWeights::ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const M
         binder.name(-1, "embed_tokens_per_layer.weight", "per_layer_token_embd.weight"), {config.vocab, width});
     expect_single_rows(rows.bytes);
     per_layer_embedding = matrix(-1, rows, embedder);
+    if (per_layer_embedding.data == rows.bytes.data()) mapped_rows = rows.bytes;
     per_layer_model_projection =
         matrix(-1,
                binder.get(binder.name(-1, "per_layer_model_projection.weight", "per_layer_model_proj.weight"),

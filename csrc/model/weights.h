@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,6 +67,10 @@ class ModelWeights : public DecoderWeights {
   // Throws corrupt_file naming tensor, found and wanted; unsupported for tensors this decoder does not know.
   ModelWeights(std::shared_ptr<const Checkpoint> checkpoint, const ModelConfig& config,
                const BackendOfPart& backend_of);
+
+  // The per-layer table where it is read in the map: a few rows a step, each of which brings up to 2 MiB of neighbours
+  // into memory, if the page cache holds the file in large pieces.
+  std::span<const std::byte> mapped_rows;
 
   bool is_tied = false;  // the table is the head, too: placed once where both are on one device
   int64_t parameters = 0;

@@ -91,24 +91,25 @@ GEMMANTLE_VEC void load_byte_pairs(const uint8_t* a, const uint8_t* b, Vec* firs
   *second = to_float(_mm512_srai_epi32(wide, 8));
 }
 
-// sum() of sixteen vectors, `stride` floats apart, each to the bit.
+// sum() of sixteen vectors, `stride` floats apart, each to the bit. Of each pair of vectors one half is chosen under a
+// mask, and only the other is shuffled to meet it: two pipes shuffle, all of them choose.
 GEMMANTLE_VEC Vec sum_each(const float* v, int64_t stride) noexcept {
   Vec quarters[4];
 #pragma GCC unroll 4
   for (int64_t e = 0; e < 4; ++e) {
     const auto halves = [&](int64_t i) __attribute__((always_inline)) {
-      const Vec a = load(v + i * stride), b = load(v + (i + 4) * stride);
-      return _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+      const Vec a = load(v + i * stride), b = load(v + (i + 8) * stride);
+      return _mm512_mask_blend_ps(0xff00, a, b) + _mm512_shuffle_f32x4(a, b, 0x4e);
     };
-    const Vec a = halves(e), b = halves(e + 8);
-    quarters[e] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+    const Vec a = halves(e), b = halves(e + 4), other = _mm512_mask_blend_ps(0xf0f0, b, a);
+    quarters[e] = _mm512_mask_blend_ps(0xf0f0, a, b) + _mm512_shuffle_f32x4(other, other, 0xb1);
   }
   const auto pairs = [](Vec a, Vec b) __attribute__((always_inline)) {
-    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-    return _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)) + _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+    const __m512d other = _mm512_shuffle_pd(_mm512_castps_pd(a), _mm512_castps_pd(b), 0x55);
+    return _mm512_mask_blend_ps(0xcccc, a, b) + _mm512_castpd_ps(other);
   };
-  const Vec a = pairs(quarters[0], quarters[1]), b = pairs(quarters[2], quarters[3]);
-  return _mm512_shuffle_ps(a, b, 0x88) + _mm512_shuffle_ps(a, b, 0xdd);
+  const Vec a = pairs(quarters[0], quarters[2]), b = pairs(quarters[1], quarters[3]);
+  return _mm512_mask_blend_ps(0xaaaa, a, b) + _mm512_permute_ps(_mm512_mask_blend_ps(0xaaaa, b, a), 0xb1);
 }
 
 // Sixteen numbers below 128 in magnitude, rounded to the nearest integer.
