@@ -58,8 +58,13 @@ py::bytes bytes_of(std::string_view piece, PieceKind kind) {
   }
   size_t space = piece.find(kSpace);
   if (space == std::string_view::npos) return to_bytes(piece);
-  std::string out(piece);
-  for (; space != std::string::npos; space = out.find(kSpace, space + 1)) out.replace(space, kSpace.size(), " ");
+  std::string out;
+  size_t begin = 0;
+  for (; space != std::string_view::npos; space = piece.find(kSpace, begin)) {
+    out.append(piece.substr(begin, space - begin)).push_back(' ');
+    begin = space + kSpace.size();
+  }
+  out.append(piece.substr(begin));
   return to_bytes(out);
 }
 
