@@ -317,7 +317,7 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
     each_strip<F>(
         w, a.w.cols,
         a.w.data + last * a.w.row_bytes, [&](int64_t s, const WeightStrip& strip) __attribute__((always_inline)) {
-          ask_for<kFirstLevel>(w + s * kStripBytes<F> + kAskAhead, kStripBytes<F>);
+          ask_for(w + s * kStripBytes<F> + kAskAhead, kStripBytes<F>);
           const uint8_t* at[X];
           for (int j = 0; j < X; ++j) at[j] = rows[j] + s * kCodedStrip;
           add_strip<F, 1, X>(
@@ -353,8 +353,8 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
           const int64_t row = i + n < rows ? i + n : rows - 1;
           const uint8_t* blocks = a.w.data + (o + row) * a.w.row_bytes + s * kStripBytes<F>;
           const uint8_t* below = a.w.data + (o + kSomeTile + row) * a.w.row_bytes;
-          ask_for<kSecondLevel>(s + 1 < strips ? blocks + kStripBytes<F> : below, kStripBytes<F>);
-          ask_for<kFirstLevel>(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
+          ask_for(s + 1 < strips ? blocks + kStripBytes<F> : below, kStripBytes<F>);
+          ask_for(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
           if (left >= kStrip)
             read_strip<F>(blocks, &strip[n]);
           else

@@ -59,12 +59,9 @@ void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const flo
 
 constexpr int64_t kLine = 64;  // bytes that memory gives at once
 
-constexpr int kFirstLevel = 3, kSecondLevel = 2;  // of caches, as __builtin_prefetch counts
-
-// Asks for bytes at any address, whether they begin a line or not, and whatever lies there.
-template <int Level>
+// Asks for bytes at any address, whatever lies there.
 GEMMANTLE_VEC void ask_for(const uint8_t* at, int64_t bytes) noexcept {
-  for (int64_t i = 0; i < bytes + kLine - 1; i += kLine) __builtin_prefetch(at + i, 0, Level);
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
 }
 
 // Few rows of x wait for weights, and a thread that asks for them only when it needs them gets three quarters of what
@@ -82,7 +79,7 @@ struct Ahead {
 
 GEMMANTLE_VEC void fetch(Ahead& ahead) noexcept {
   const uint8_t* stop = ahead.end - ahead.at < ahead.step ? ahead.end : ahead.at + ahead.step;
-  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, kSecondLevel);
+  for (; ahead.at < stop; ahead.at += kLine) __builtin_prefetch(ahead.at, 0, 2);
 }
 
 static inline Ahead weights_after(const LinearArgs& a, const Tile& tile, int64_t last, int64_t steps) noexcept {
