@@ -70,6 +70,7 @@ const bool kRegistered = [] {
             name.c_str(), [&isa, format, by](benchmark::State& state) { linear(state, *isa.kernels, format, by); })
             ->Arg(1)
             ->Arg(4)
+            ->Arg(16)
             ->Arg(256);
       }
     }
