@@ -329,7 +329,7 @@ void coded_few_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t las
 }
 
 constexpr int kSomeRows = 16;                 // rows of x, a strip of which the first-level cache holds beside
-constexpr int64_t kSomeTile = kLanes;         // the sums of as many rows of weights as put_sums() adds up at once
+constexpr int64_t kSomeTile = 16;             // the sums of as many rows of weights
 constexpr int kPairW = kLanes == 16 ? 2 : 1;  // strips of weights that registers hold beside kPairW x kSumsX sums
 
 constexpr int64_t some_parts(int64_t rows) noexcept { return (rows + kSumsX - 1) / kSumsX; }
