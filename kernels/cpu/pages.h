@@ -17,9 +17,13 @@ namespace {
 
 constexpr int kPages = kAttendTile / kPagePositions;  // of a tile
 constexpr int64_t kPairBytes = 4;
-constexpr int64_t kHalvesAPiece = 256;  // columns of a row that are rounded at once when it is stored
-constexpr int kPageQueries = 4;         // the tile of sums: kPageQueries x kPageVectors
-constexpr int kPageVectors = kLanes == 16 ? 4 : 2;
+constexpr int64_t kAskLine = 64;
+constexpr int64_t kHalvesAPiece = 256;              // columns of a row that are rounded at once when it is stored
+constexpr int kPageQueries = kLanes == 16 ? 8 : 4;  // that meet K or V when it is read
+
+// Vectors of K or V that so many queries meet at once: enough sums to keep the multipliers busy, and no more than
+// registers hold.
+constexpr int page_vectors(int queries) noexcept { return kLanes == 16 && queries <= 4 ? 4 : 2; }
 
 static inline int64_t k_pair(int64_t column, int64_t lane) noexcept { return column / 2 * kPagePositions + lane; }
 static inline int64_t v_pair(int64_t column, int64_t lane, int64_t dim) noexcept { return lane / 2 * dim + column; }
@@ -31,7 +35,14 @@ GEMMANTLE_VEC void with_queries(int n, Body&& body) noexcept {
     case 1: return body.template operator()<1>();
     case 2: return body.template operator()<2>();
     case 3: return body.template operator()<3>();
-    default: return body.template operator()<kPageQueries>();
+    case 4: return body.template operator()<4>();
+    default:
+      if constexpr (kPageQueries > 4) {
+        if (n == 5) return body.template operator()<5>();
+        if (n == 6) return body.template operator()<6>();
+        if (n == 7) return body.template operator()<7>();
+        return body.template operator()<kPageQueries>();
+      }
   }
 }
 
@@ -87,31 +98,61 @@ void store_page(PageType type, uint8_t* k_page, uint8_t* v_page, int64_t lane, c
   store_q8(k_page, v_page, lane, k, v, dim);
 }
 
+// Pages that are asked for while others are in work: all of one, then all of the next, since reads of four in turns, or
+// of V, whose pairs are far apart, are foreseen by no processor.
+struct Asked {
+  const uint8_t* const* pages;  // kPages of them
+  int64_t bytes;                // of a page
+  int64_t step;                 // bytes that are asked for at once
+  int page = 0;
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+};
+
+// In as many steps as the loops over `queries` queries have.
+static inline Asked to_ask(const uint8_t* const* pages, int64_t bytes, int queries) noexcept {
+  const int lines = page_vectors(queries) * kLanes / kPagePositions,
+            groups = (queries + kPageQueries - 1) / kPageQueries;
+  return {pages, bytes, kAskLine * (lines > groups ? lines / groups : 1)};
+}
+
+GEMMANTLE_VEC void ask_on(Asked& asked) noexcept {
+  if (asked.at >= asked.end) {
+    if (asked.page == kPages) return;
+    asked.at = asked.pages[asked.page++];
+    asked.end = asked.at + asked.bytes;
+  }
+  for (int64_t i = 0; i < asked.step; i += kAskLine) __builtin_prefetch(asked.at + i);
+  asked.at += asked.step;
+}
+
 // scores[q][p..] = q . k for Q queries and G vectors of positions; k[i] is the first pair of vector i.
 template <int Q, int G>
-GEMMANTLE_VEC void score_vectors(const uint16_t* q, int64_t dim, const uint8_t* const* k, float* scores) noexcept {
+GEMMANTLE_VEC void score_vectors(const uint16_t* q, int64_t dim, const uint8_t* const* k, float* scores,
+                                 Asked* ask) noexcept {
   Vec sums[Q][G];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < G; ++i) sums[j][i] = fill(0.0f);
   }
   for (int64_t pair = 0; pair < dim / 2; ++pair) {
+    if (ask != nullptr) ask_on(*ask);
     Pairs keys[G];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < G; ++i) keys[i] = load_pairs(k[i] + pair * kPagePositions * kPairBytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < Q; ++j) {
       uint32_t both;
       memcpy(&both, q + j * dim + 2 * pair, sizeof both);
       const Pairs query = fill_pair(both);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < G; ++i) sums[j][i] = dot2(sums[j][i], keys[i], query);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < G; ++i) store(scores + j * kAttendTile + i * kLanes, sums[j][i]);
   }
 }
@@ -120,54 +161,58 @@ GEMMANTLE_VEC void score_vectors(const uint16_t* q, int64_t dim, const uint8_t* 
 // vectors of columns.
 template <int Q, int C, class Read, class Write, class ReadPairs>
 GEMMANTLE_VEC void mix_pages(float* values, int64_t dim, const float* keep, const uint16_t* weights,
-                             const uint8_t* const* v, int first, int last, int64_t c, Read read, Write write,
-                             ReadPairs read_pairs) noexcept {
+                             const uint8_t* const* v, int first, int last, int64_t c, Asked* ask, Read read,
+                             Write write, ReadPairs read_pairs) noexcept {
   Vec sums[Q][C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < C; ++i) sums[j][i] = read(values + j * dim + c + i * kLanes) * fill(keep[j]);
   }
   const auto add = [&](int pair, uint32_t mask) __attribute__((always_inline)) {
     const uint8_t* at = v[2 * pair / kPagePositions] + (v_pair(c, 2 * pair % kPagePositions, dim)) * kPairBytes;
     Pairs columns[C];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < C; ++i) columns[i] = read_pairs(at + i * kLanes * kPairBytes) & mask;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < Q; ++j) {
       uint32_t both;
       memcpy(&both, weights + j * kAttendTile + 2 * pair, sizeof both);
       const Pairs weight = fill_pair(both);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < C; ++i) sums[j][i] = dot2(sums[j][i], columns[i], weight);
     }
   };
-  for (int pair = first / 2; pair < last / 2; ++pair) add(pair, 0xffffffffu);
+  for (int pair = first / 2; pair < last / 2; ++pair) {
+    if (ask != nullptr) ask_on(*ask);
+    add(pair, 0xffffffffu);
+  }
   // The partner of an odd last position may hold anything, left by another sequence.
   if (last % 2 != 0) add(last / 2, 0x0000ffffu);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < C; ++i) write(values + j * dim + c + i * kLanes, sums[j][i]);
   }
 }
 
 template <int Q>
 void mix_queries(float* values, int64_t dim, const float* keep, const uint16_t* weights, const uint8_t* const* v,
-                 int first, int last) noexcept {
+                 int first, int last, Asked* ask) noexcept {
   const auto read = [](const float* p) { return load(p); };
   const auto write = [](float* p, Vec x) { store(p, x); };
   const auto read_pairs = [](const uint8_t* p) { return load_pairs(p); };
   int64_t c = 0;
-  for (; c + kPageVectors * kLanes <= dim; c += kPageVectors * kLanes) {
-    mix_pages<Q, kPageVectors>(values, dim, keep, weights, v, first, last, c, read, write, read_pairs);
+  constexpr int kVectors = page_vectors(Q);
+  for (; c + kVectors * kLanes <= dim; c += kVectors * kLanes) {
+    mix_pages<Q, kVectors>(values, dim, keep, weights, v, first, last, c, ask, read, write, read_pairs);
   }
   for (; c + kLanes <= dim; c += kLanes) {
-    mix_pages<Q, 1>(values, dim, keep, weights, v, first, last, c, read, write, read_pairs);
+    mix_pages<Q, 1>(values, dim, keep, weights, v, first, last, c, nullptr, read, write, read_pairs);
   }
   if (const int64_t rest = dim - c; rest > 0) {
     mix_pages<Q, 1>(
-        values, dim, keep, weights, v, first, last, c, [rest](const float* p) { return load_first(p, rest); },
+        values, dim, keep, weights, v, first, last, c, nullptr, [rest](const float* p) { return load_first(p, rest); },
         [rest](float* p, Vec x) { store_first(p, x, rest); },
         [rest](const uint8_t* p) { return load_pairs_first(p, rest); });
   }
@@ -215,41 +260,45 @@ static inline const uint8_t* widen_v(const uint8_t* page, int64_t dim, uint16_t*
   return reinterpret_cast<const uint8_t*>(halves);
 }
 
-// Positions [first, last) of the tile at position `tile`; pages beyond them are those of the first. `halves` holds
-// 2 x kAttendTile x dim, and kLanes.
-static inline void find_pages(const PageArgs& a, int64_t tile, int first, int last, uint16_t* halves,
-                              PageTile* found) noexcept {
-  const int begin = first / kPagePositions, end = (last + kPagePositions - 1) / kPagePositions;
-  for (int g = begin; g < end; ++g) {
+// The pages of the tile at position `tile`; those without any of [begin, end) are those of `begin`.
+static inline void find_pages(const PageArgs& a, int64_t tile, int64_t begin, int64_t end, PageTile* found) noexcept {
+  for (int g = 0; g < kPages; ++g) {
     const int64_t position = tile + g * kPagePositions;
-    const int64_t slot = a.blocks[position / a.block_size] * a.block_size + position % a.block_size;
+    const int64_t known = position + kPagePositions > begin && position < end ? position : begin;
+    const int64_t slot = a.blocks[known / a.block_size] * a.block_size + known % a.block_size;
     const int64_t page = slot / kPagePositions * a.page_stride;
     found->k[g] = a.k + page;
     found->v[g] = a.v + page;
-    if (a.type == PageType::q8) {
-      uint16_t* own = halves + 2 * g * kPagePositions * a.dim;
-      found->k[g] = widen_k(found->k[g], a.dim, own);
-      found->v[g] = widen_v(found->v[g], a.dim, own + kPagePositions * a.dim);
-    }
+  }
+}
+
+// Widens those of positions [first, last) of the tile into `halves`, which hold 2 x kAttendTile x dim, and kLanes.
+static inline void widen_pages(PageTile* pages, int first, int last, int64_t dim, uint16_t* halves) noexcept {
+  const int begin = first / kPagePositions, end = (last + kPagePositions - 1) / kPagePositions;
+  for (int g = begin; g < end; ++g) {
+    uint16_t* own = halves + 2 * g * kPagePositions * dim;
+    pages->k[g] = widen_k(pages->k[g], dim, own);
+    pages->v[g] = widen_v(pages->v[g], dim, own + kPagePositions * dim);
   }
   for (int g = 0; g < kPages; ++g) {
-    if (g < begin || g >= end) found->k[g] = found->k[begin];
+    if (g < begin || g >= end) pages->k[g] = pages->k[begin];
   }
 }
 
 static inline void score_pages(const uint16_t* q, int queries, int64_t dim, const PageTile& pages, int first, int last,
-                               float* scores) noexcept {
-  constexpr int kStep = kPageVectors * kLanes;
+                               Asked* ask, float* scores) noexcept {
   for (int j = 0; j < queries; j += kPageQueries) {
-    for (int p = first / kStep * kStep; p < last; p += kStep) {
-      const uint8_t* k[kPageVectors];
-      for (int i = 0; i < kPageVectors; ++i) {
-        const int position = p + i * kLanes;
-        k[i] = pages.k[position / kPagePositions] + position % kPagePositions * kPairBytes;
+    with_queries(queries - j, [&]<int Q>() {
+      constexpr int kVectors = page_vectors(Q), kStep = kVectors * kLanes;
+      for (int p = first / kStep * kStep; p < last; p += kStep) {
+        const uint8_t* k[kVectors];
+        for (int i = 0; i < kVectors; ++i) {
+          const int position = p + i * kLanes;
+          k[i] = pages.k[position / kPagePositions] + position % kPagePositions * kPairBytes;
+        }
+        score_vectors<Q, kVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p, ask);
       }
-      with_queries(queries - j,
-                   [&]<int Q>() { score_vectors<Q, kPageVectors>(q + j * dim, dim, k, scores + j * kAttendTile + p); });
-    }
+    });
   }
 }
 
@@ -277,6 +326,7 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
   const PageArgs& a = *args;
   const int64_t dim = a.dim;
   const int queries = a.rows * a.heads;
+  const bool asks = a.type == PageType::bf16;  // bytes are read in order, page by page, when they are widened
   const PageScratch s = cut_scratch(scratch, queries, dim);
   for (int j = 0; j < queries; ++j) {
     state.max[j] = kLowest;
@@ -287,9 +337,12 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
   for (int64_t tile = begin - begin % kAttendTile; tile < end; tile += kAttendTile) {
     const int first = static_cast<int>(begin > tile ? begin - tile : 0);
     const int last = static_cast<int>(end - tile < kAttendTile ? end - tile : kAttendTile);
-    PageTile pages;
-    find_pages(a, tile, first, last, s.halves, &pages);
-    score_pages(s.q, queries, dim, pages, first, last, s.scores);
+    PageTile pages, next;
+    find_pages(a, tile, begin, end, &pages);
+    find_pages(a, tile + kAttendTile, begin, end, &next);
+    Asked ask_v = to_ask(pages.v, page_bytes(a.type, dim), queries), ask_k = to_ask(next.k, ask_v.bytes, queries);
+    if (a.type == PageType::q8) widen_pages(&pages, first, last, dim, s.halves);
+    score_pages(s.q, queries, dim, pages, first, last, asks ? &ask_v : nullptr, s.scores);
     float keep[kMaxPageQueries];
     for (int j = 0; j < queries; ++j) {
       const int64_t own_begin = a.begin[j / a.heads] - tile, own_end = a.end[j / a.heads] - tile;
@@ -306,7 +359,8 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
     }
     for (int j = 0; j < queries; j += kPageQueries) {
       with_queries(queries - j, [&]<int Q>() {
-        mix_queries<Q>(state.values + j * dim, dim, keep + j, s.weights + j * kAttendTile, pages.v, first, last);
+        mix_queries<Q>(state.values + j * dim, dim, keep + j, s.weights + j * kAttendTile, pages.v, first, last,
+                       asks ? &ask_k : nullptr);
       });
     }
   }

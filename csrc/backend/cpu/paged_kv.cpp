@@ -7,7 +7,7 @@
 namespace gemmantle {
 namespace {
 
-constexpr int64_t kSpan = 512;  // positions whose attention is summed up by itself; threads share spans of few queries
+constexpr int64_t kSpan = 256;  // positions whose attention is summed up by itself; threads share spans of few queries
 static_assert(kSpan % cpu::kAttendTile == 0);
 constexpr int64_t kStoreRows = 64;  // rows that a thread stores at once
 
