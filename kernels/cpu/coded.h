@@ -24,7 +24,7 @@ namespace {
 
 constexpr int64_t kGroup = 32;
 constexpr int64_t kStrip = kGroup * kLanes;       // columns
-constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | sums | sums of each first half
+constexpr int64_t kCodedStrip = 11 * kVecBytes;   // 8 words of codes | scales | -sums | -sums of each first half
 constexpr int64_t kTurnedStrip = 10 * kVecBytes;  // 8 words of codes | 2 scales, see Side
 constexpr int64_t kTurnedBytes = 640 << 10;       // tile of weights: well inside a 1 MiB second-level cache
 constexpr int64_t kStripsAtOnce = 6;              // strips of kSumsX + kCodedW rows that the first-level cache holds
@@ -131,7 +131,7 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
       }
     }
     strip->side[0] = load_halves<F::block_bytes>(blocks);
-    if constexpr (kSide<F> == Side::minimum) strip->side[1] = load_halves<F::block_bytes>(blocks + 2);
+    if constexpr (kSide<F> == Side::minimum) strip->side[1] = -load_halves<F::block_bytes>(blocks + 2);
   } else {
     const uint8_t* const second = blocks + (kLanes == 16 ? F::block_bytes : 0);
     const auto block = [&](int b) __attribute__((always_inline)) { return b < 2 ? blocks : second; };
@@ -149,11 +149,9 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
           const Ints codes = load_sixteens([&](int b) __attribute__((always_inline)) {
             return block(b) + 64 * (b % 2) + 32 * pair + 16 * h;
           });
-          const Ints three = fill_bytes(3);
-          (h == 0 ? low : high)[pair] =
-              either(low_nibbles(codes), shift_left(both(shift_right(upper[h], 2 * pair), three), 4));
-          (h == 0 ? low : high)[pair + 2] =
-              either(high_nibbles(codes), shift_left(both(shift_right(upper[h], 2 * pair + 4), three), 4));
+          const Ints bits = fill_bytes(0x30);  // four and five
+          (h == 0 ? low : high)[pair] = with(low_nibbles(codes), shift_left(upper[h], 4 - 2 * pair), bits);
+          (h == 0 ? low : high)[pair + 2] = with(high_nibbles(codes), shift_right(upper[h], 2 * pair), bits);
         }
       }
       const Vec d = by_block(f16_at(blocks + 208), f16_at(second + 208));
@@ -177,12 +175,11 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
       if constexpr (F::id == FormatId::q5_k) {
 #pragma GCC unroll 2
         for (int h = 0; h < 2; ++h) {
-          const Ints fifths =
-              load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + 16 + 16 * h; });
+          const Ints fifths = shift_right_by_piece(
+              load_sixteens([&](int b) __attribute__((always_inline)) { return block(b) + 16 + 16 * h; }));
 #pragma GCC unroll 4
           for (int a = 0; a < 4; ++a) {
-            const Ints bit = shift_left(both(shift_right_by_piece(fifths, a), fill_bytes(1)), 4);
-            (h == 0 ? low : high)[a] = either((h == 0 ? low : high)[a], bit);
+            (h == 0 ? low : high)[a] = with((h == 0 ? low : high)[a], shift_left(fifths, 4 - a), fill_bytes(16));
           }
         }
       }
@@ -190,7 +187,7 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
       k_scales(blocks + 4, &scales[0], &minima[0]);
       k_scales(second + 4, &scales[1], &minima[1]);
       strip->side[0] = by_block(f16_at(blocks), f16_at(second)) * bytes_to_float(scales[0], scales[1]);
-      strip->side[1] = by_block(-f16_at(blocks + 2), -f16_at(second + 2)) * bytes_to_float(minima[0], minima[1]);
+      strip->side[1] = by_block(f16_at(blocks + 2), f16_at(second + 2)) * bytes_to_float(minima[0], minima[1]);
     }
   }
   turn(low, strip->codes);
@@ -207,6 +204,10 @@ GEMMANTLE_VEC void read_strip(const uint8_t* blocks, WeightStrip* strip) noexcep
 
 template <class F>
 constexpr int64_t kStripBytes = kStrip / F::group * F::block_bytes;
+
+// Whether strips of weights are small enough for the first-level cache to take the next ones at the last moment too.
+template <class F>
+constexpr bool kAsksTwice = kStripBytes<F> <= 320;
 
 // The last strip of a row of weights, of fewer than kStrip columns; bytes before `end` may be read. Past the row the
 // codes of x are zero, and so are the scales of both, whatever lies there.
@@ -244,12 +245,14 @@ GEMMANTLE_VEC void each_strip(const uint8_t* row, int64_t cols, const uint8_t* e
 template <class F, int W, int X, class Code, class SideOf>
 GEMMANTLE_VEC void add_strip(Vec* sums, const Vec* before, Code code, SideOf side,
                              const uint8_t* const (&x)[X]) noexcept {
-  constexpr int kParts = kSide<F> == Side::halves ? 2 : 1;
+  constexpr bool kHalves = kSide<F> == Side::halves;
+  constexpr int kParts = kHalves ? 2 : 1;
   Vec totals[X];
 #pragma GCC unroll 4
   for (int j = 0; kSide<F> == Side::minimum && j < X; ++j) {
     totals[j] = to_float(load_ints(x[j] + 9 * kVecBytes)) * load(x[j] + 8 * kVecBytes);
   }
+  Vec scaled[W][X];  // what the first halves give
 #pragma GCC unroll 2
   for (int part = 0; part < kParts; ++part) {
     Ints dots[W][X];
@@ -257,9 +260,9 @@ GEMMANTLE_VEC void add_strip(Vec* sums, const Vec* before, Code code, SideOf sid
     for (int j = 0; j < X; ++j) {
       Ints start = no_ints();
       if constexpr (kOffsetBits<F> >= 0) {
-        Ints total = load_ints(x[j] + (kParts == 1 || part == 1 ? 9 : 10) * kVecBytes);
-        if (part == 1) total = minus(total, load_ints(x[j] + 10 * kVecBytes));
-        start = minus(start, shift_left(total, kOffsetBits<F>));
+        start = load_ints(x[j] + (kHalves && part == 0 ? 10 : 9) * kVecBytes);
+        if (part == 1) start = minus(start, load_ints(x[j] + 10 * kVecBytes));
+        start = shift_left(start, kOffsetBits<F>);
       }
 #pragma GCC unroll 4
       for (int i = 0; i < W; ++i) dots[i][j] = start;
@@ -290,9 +293,18 @@ GEMMANTLE_VEC void add_strip(Vec* sums, const Vec* before, Code code, SideOf sid
       const Vec scale = side(i, part);
 #pragma GCC unroll 4
       for (int j = 0; j < X; ++j) {
+        const Vec products = to_float(dots[i][j]);
+        if (kHalves && part == 0) {
+          scaled[i][j] = products * scale;
+          continue;
+        }
+        const Vec x_scale = load(x[j] + 8 * kVecBytes);
         const int at = i * kSumsX + j;
-        Vec sum = part == 0 ? before[at] : sums[at];
-        sum = fma(to_float(dots[i][j]), scale * load(x[j] + 8 * kVecBytes), sum);
+        Vec sum = before[at];
+        if constexpr (kHalves)
+          sum = fma(fma(products, scale, scaled[i][j]), x_scale, sum);
+        else
+          sum = fma(products, scale * x_scale, sum);
         if constexpr (kSide<F> == Side::minimum) sum = fma(side(i, 1), totals[j], sum);
         sums[at] = sum;
       }
@@ -354,7 +366,7 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
           const uint8_t* blocks = a.w.data + (o + row) * a.w.row_bytes + s * kStripBytes<F>;
           const uint8_t* below = a.w.data + (o + kSomeTile + row) * a.w.row_bytes;
           ask_for(s + 1 < strips ? blocks + kStripBytes<F> : below, kStripBytes<F>);
-          ask_for(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
+          if constexpr (kAsksTwice<F>) ask_for(blocks + kPairW * a.w.row_bytes, kStripBytes<F>);
           if (left >= kStrip)
             read_strip<F>(blocks, &strip[n]);
           else
@@ -488,7 +500,7 @@ static inline void encode_strip(uint8_t* strip, const float* x, int64_t groups) 
       store_ints(strip + (4 * half + p) * kVecBytes, words[p]);
       total = dot4(total, fill_bytes(1), words[p]);
     }
-    store_ints(strip + (10 - half) * kVecBytes, total);
+    store_ints(strip + (10 - half) * kVecBytes, minus(no_ints(), total));
   }
 }
 

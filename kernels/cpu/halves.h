@@ -93,16 +93,18 @@ int64_t halves_scratch(int64_t cols) {
 }
 
 void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last, uint8_t* copy) noexcept {
-  const int64_t bytes = halves_bytes(a.w.cols), tile = halves_tile_rows(a.w.cols);
-  auto* sums = reinterpret_cast<float*>(copy + tile * bytes);
+  const bool copies = a.rows > kSomeRows || a.w.cols % kHalfLanes != 0;
+  const int64_t bytes = halves_bytes(a.w.cols), tile = copies ? halves_tile_rows(a.w.cols) : kLanes;
+  auto* sums = reinterpret_cast<float*>(copy + (copies ? tile * bytes : 0));
   for (int64_t o = first; o < last; o += tile) {
     const int64_t rows = last - o < tile ? last - o : tile;
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; copies && i < rows; ++i) {
       memcpy(copy + i * bytes, a.w.data + (o + i) * a.w.row_bytes, static_cast<size_t>(a.w.cols * kHalfBytes));
       memset(copy + i * bytes + a.w.cols * kHalfBytes, 0, static_cast<size_t>(bytes - a.w.cols * kHalfBytes));
     }
+    const uint8_t* const data = copies ? copy : a.w.data + o * a.w.row_bytes;
     multiply_tile<kHalvesW>(
-        a, x, {copy, bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, last, sums,
+        a, x, {data, copies ? bytes : a.w.row_bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, last, sums,
         []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into)
             __attribute__((always_inline)) { halves_tile<X>(w, xs, begin, end, into); });
   }

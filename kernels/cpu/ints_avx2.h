@@ -20,11 +20,12 @@ GEMMANTLE_VEC Ints bytes_of_sixteens(At at) noexcept {
                                  1);
 }
 
-// Every 32 bits of piece b by n + 4 (b mod 2).
-GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
-  const __m256i by_piece = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
-  return _mm256_srlv_epi32(v, _mm256_add_epi32(_mm256_set1_epi32(n), by_piece));
+// Every 32 bits of piece b by 4 (b mod 2).
+GEMMANTLE_VEC Ints shift_right_by_piece(Ints v) noexcept {
+  return _mm256_srlv_epi32(v, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4));
 }
+// a and, beside it, those of b that are in mask.
+GEMMANTLE_VEC Ints with(Ints a, Ints b, Ints mask) noexcept { return a | (b & mask); }
 GEMMANTLE_VEC Ints look_up_each(Bytes table, Ints codes) noexcept {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256((__m128i)table), codes);
 }

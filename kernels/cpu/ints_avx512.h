@@ -24,11 +24,12 @@ GEMMANTLE_VEC Ints bytes_of_sixteens(At at) noexcept {
   return _mm512_movm_epi8(bits);
 }
 
-// Every 32 bits of piece b by n + 4 (b mod 2).
-GEMMANTLE_VEC Ints shift_right_by_piece(Ints v, int n) noexcept {
-  const __m512i by_piece = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4);
-  return _mm512_srlv_epi32(v, _mm512_add_epi32(_mm512_set1_epi32(n), by_piece));
+// Every 32 bits of piece b by 4 (b mod 2).
+GEMMANTLE_VEC Ints shift_right_by_piece(Ints v) noexcept {
+  return _mm512_srlv_epi32(v, _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 0, 0, 0, 0, 4, 4, 4, 4));
 }
+// a and, beside it, those of b that are in mask.
+GEMMANTLE_VEC Ints with(Ints a, Ints b, Ints mask) noexcept { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
 GEMMANTLE_VEC Ints look_up_each(Bytes table, Ints codes) noexcept {
   return _mm512_shuffle_epi8(_mm512_broadcast_i32x4((__m128i)table), codes);
 }

@@ -41,17 +41,33 @@ struct Before {
   bool operator()(int32_t a, int32_t b) const noexcept { return z[a] > z[b] || (z[a] == z[b] && a < b); }
 };
 
+// The largest of z[0, n) that is a number, by lanes that compilers turn into vectors.
+inline float largest_of(const float* z, int64_t n) noexcept {
+  constexpr int64_t kAtOnce = 32;
+  float largest[kAtOnce];
+  std::fill(largest, largest + kAtOnce, kNever);
+  int64_t i = 0;
+  for (; i + kAtOnce <= n; i += kAtOnce) {
+    for (int64_t l = 0; l < kAtOnce; ++l) largest[l] = z[i + l] > largest[l] ? z[i + l] : largest[l];
+  }
+  for (; i < n; ++i) largest[0] = z[i] > largest[0] ? z[i] : largest[0];
+  return as_number(*std::max_element(largest, largest + kAtOnce));
+}
+
 inline int64_t argmax(const float* z, int64_t vocab) noexcept {
-  int64_t best = -1;
+  constexpr int64_t kPiece = 4096;
+  int64_t from = -1;  // the first piece that has it
   float largest = kNever;
-  for (int64_t i = 0; i < vocab; ++i) {
-    const float value = as_number(z[i]);
+  for (int64_t i = 0; i < vocab; i += kPiece) {
+    const float value = largest_of(z + i, std::min(kPiece, vocab - i));
     if (value > largest) {
       largest = value;
-      best = i;
+      from = i;
     }
   }
-  return best;
+  if (from < 0) return -1;
+  while (!(z[from] >= largest)) ++from;
+  return from;
 }
 
 // The `k` first candidates in order into `ids` (room for vocab): one pass that compacts whenever it has collected twice
