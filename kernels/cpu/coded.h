@@ -389,7 +389,7 @@ void coded_some_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
     }
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t r = part * X;
-      with_x_rows(
+      with_count<kSumsX>(
           a.rows - r < X ? a.rows - r : X, [&]<int N>() __attribute__((always_inline)) {
             put_sums<N>(a, r, o, rows, sums + part * sums_floats(kSomeTile));
           });
@@ -440,7 +440,7 @@ void coded_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t la
             }
           });
     }
-    multiply_tile<kCodedW>(
+    multiply_tile<kCodedW, kSumsX>(
         a, x, {turned, strips * kTurnedStrip, o, rows, strips, kStripsAtOnce}, last, sums,
         []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into) __attribute__((
             always_inline)) { coded_tile<F, kCodedW, X>(w, xs, begin, end, reinterpret_cast<Vec*>(into)); });
@@ -523,12 +523,12 @@ void linear_coded(const LinearArgs* args, CodedRows x, int64_t first, int64_t la
     if constexpr (kHasCodes<F>) {
       if (args->rows == 0) return;
       if (args->rows <= kFewRows && args->rows * strips_of(args->w.cols) <= kFewStrips) {
-        return with_x_rows(args->rows, [&]<int X>() { coded_few_rows<F, X>(*args, x, first, last); });
+        return with_count<kSumsX>(args->rows, [&]<int X>() { coded_few_rows<F, X>(*args, x, first, last); });
       }
       if (args->rows <= kSomeRows) {
         const int64_t parts = some_parts(args->rows);
-        return with_x_rows((args->rows + parts - 1) / parts,
-                           [&]<int X>() { coded_some_rows<F, X>(*args, x, first, last, aligned(scratch)); });
+        return with_count<kSumsX>((args->rows + parts - 1) / parts,
+                                  [&]<int X>() { coded_some_rows<F, X>(*args, x, first, last, aligned(scratch)); });
       }
       coded_many_rows<F>(*args, x, first, last, aligned(scratch));
     }

@@ -16,8 +16,8 @@ namespace {
 
 constexpr int64_t kHalfLanes = 2 * kLanes;       // columns of a vector
 constexpr int64_t kHalfBytes = 2;                // of one column
-constexpr int kHalvesW = 4;                      // the tile: kHalvesW x kSumsX sums
-constexpr int64_t kHalvesAtOnce = 48;            // vectors of kHalvesW + kSumsX rows that the first-level cache holds
+constexpr int kHalvesW = 4, kHalvesX = 6;        // the tile: a dot product takes six cycles, and two begin in one
+constexpr int64_t kHalvesAtOnce = 48;            // vectors of kHalvesW + kHalvesX rows that the first-level cache holds
 constexpr int64_t kHalvesTileBytes = 384 << 10;  // of weights: well inside a 1 MiB second-level cache
 constexpr int64_t kHalvesTileRows = 64;
 
@@ -62,39 +62,46 @@ template <int X>
 void halves_tile(const uint8_t* const (&w)[kHalvesW], const uint8_t* const (&x)[X], int64_t begin, int64_t end,
                  float* sums) noexcept {
   Vec held[kHalvesW][X];
+#pragma GCC unroll 4
   for (int i = 0; i < kHalvesW; ++i) {
-    for (int j = 0; j < X; ++j) held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kSumsX + j) * kLanes);
+#pragma GCC unroll 6
+    for (int j = 0; j < X; ++j) held[i][j] = begin == 0 ? fill(0.0f) : load(sums + (i * kHalvesX + j) * kLanes);
   }
   for (int64_t v = begin; v < end; ++v) {
     Pairs xs[X];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int j = 0; j < X; ++j) xs[j] = load_pairs(x[j] + v * kVecBytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < kHalvesW; ++i) {
       const Pairs weights = load_pairs(w[i] + v * kVecBytes);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
       for (int j = 0; j < X; ++j) held[i][j] = dot2(held[i][j], weights, xs[j]);
     }
   }
+#pragma GCC unroll 4
   for (int i = 0; i < kHalvesW; ++i) {
-    for (int j = 0; j < X; ++j) store(sums + (i * kSumsX + j) * kLanes, held[i][j]);
+#pragma GCC unroll 6
+    for (int j = 0; j < X; ++j) store(sums + (i * kHalvesX + j) * kLanes, held[i][j]);
   }
 }
 
+// Of a copied row, never a multiple of 4 KiB: the first-level cache is slow with addresses that share their low bits.
+static inline int64_t halves_copy_bytes(int64_t cols) noexcept { return (half_vectors(cols) | 1) * kVecBytes; }
+
 static inline int64_t halves_tile_rows(int64_t cols) noexcept {
-  const int64_t rows = kHalvesTileBytes / (halves_bytes(cols) + 1) / kLanes * kLanes;
+  const int64_t rows = kHalvesTileBytes / halves_copy_bytes(cols) / kLanes * kLanes;
   return rows < kLanes ? kLanes : rows > kHalvesTileRows ? kHalvesTileRows : rows;
 }
 
 // With room to begin at a multiple of kVecBytes.
 int64_t halves_scratch(int64_t cols) {
   const int64_t rows = halves_tile_rows(cols);
-  return rows * halves_bytes(cols) / 4 + sums_floats(rows) + kLanes;
+  return rows * halves_copy_bytes(cols) / 4 + sums_floats(rows, kHalvesX) + kLanes;
 }
 
 void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t last, uint8_t* copy) noexcept {
   const bool copies = a.rows > kSomeRows || a.w.cols % kHalfLanes != 0;
-  const int64_t bytes = halves_bytes(a.w.cols), tile = copies ? halves_tile_rows(a.w.cols) : kLanes;
+  const int64_t bytes = halves_copy_bytes(a.w.cols), tile = copies ? halves_tile_rows(a.w.cols) : kLanes;
   auto* sums = reinterpret_cast<float*>(copy + (copies ? tile * bytes : 0));
   for (int64_t o = first; o < last; o += tile) {
     const int64_t rows = last - o < tile ? last - o : tile;
@@ -103,7 +110,7 @@ void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t l
       memset(copy + i * bytes + a.w.cols * kHalfBytes, 0, static_cast<size_t>(bytes - a.w.cols * kHalfBytes));
     }
     const uint8_t* const data = copies ? copy : a.w.data + o * a.w.row_bytes;
-    multiply_tile<kHalvesW>(
+    multiply_tile<kHalvesW, kHalvesX>(
         a, x, {data, copies ? bytes : a.w.row_bytes, o, rows, half_vectors(a.w.cols), kHalvesAtOnce}, last, sums,
         []<int X>(const auto& w, const uint8_t* const(&xs)[X], int64_t begin, int64_t end, float* into)
             __attribute__((always_inline)) { halves_tile<X>(w, xs, begin, end, into); });
@@ -113,7 +120,7 @@ void halves_many_rows(const LinearArgs& a, CodedRows x, int64_t first, int64_t l
 void linear_halves(const LinearArgs* args, CodedRows x, int64_t first, int64_t last, float* scratch) {
   if (args->rows == 0) return;
   if (args->rows > kFewRows) return halves_many_rows(*args, x, first, last, aligned(scratch));
-  with_x_rows(args->rows, [&]<int X>() { halves_few_rows<X>(*args, x, first, last); });
+  with_count<kSumsX>(args->rows, [&]<int X>() { halves_few_rows<X>(*args, x, first, last); });
 }
 
 constexpr CodedKernels kHalvesKernels = {takes_halves, halves_bytes, encode_halves, halves_scratch, linear_halves};

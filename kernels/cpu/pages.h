@@ -28,24 +28,6 @@ constexpr int page_vectors(int queries) noexcept { return kLanes == 16 && querie
 static inline int64_t k_pair(int64_t column, int64_t lane) noexcept { return column / 2 * kPagePositions + lane; }
 static inline int64_t v_pair(int64_t column, int64_t lane, int64_t dim) noexcept { return lane / 2 * dim + column; }
 
-// Calls body.operator()<N>() for n = N in [1, kPageQueries].
-template <class Body>
-GEMMANTLE_VEC void with_queries(int n, Body&& body) noexcept {
-  switch (n) {
-    case 1: return body.template operator()<1>();
-    case 2: return body.template operator()<2>();
-    case 3: return body.template operator()<3>();
-    case 4: return body.template operator()<4>();
-    default:
-      if constexpr (kPageQueries > 4) {
-        if (n == 5) return body.template operator()<5>();
-        if (n == 6) return body.template operator()<6>();
-        if (n == 7) return body.template operator()<7>();
-        return body.template operator()<kPageQueries>();
-      }
-  }
-}
-
 static inline void store_bf16(uint8_t* k_page, uint8_t* v_page, int64_t lane, const float* k, const float* v,
                               int64_t dim) noexcept {
   for (int64_t c = 0; c < dim; c += kHalvesAPiece) {
@@ -288,7 +270,7 @@ static inline void widen_pages(PageTile* pages, int first, int last, int64_t dim
 static inline void score_pages(const uint16_t* q, int queries, int64_t dim, const PageTile& pages, int first, int last,
                                Asked* ask, float* scores) noexcept {
   for (int j = 0; j < queries; j += kPageQueries) {
-    with_queries(queries - j, [&]<int Q>() {
+    with_count<kPageQueries>(queries - j, [&]<int Q>() {
       constexpr int kVectors = page_vectors(Q), kStep = kVectors * kLanes;
       for (int p = first / kStep * kStep; p < last; p += kStep) {
         const uint8_t* k[kVectors];
@@ -326,7 +308,8 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
   const PageArgs& a = *args;
   const int64_t dim = a.dim;
   const int queries = a.rows * a.heads;
-  const bool asks = a.type == PageType::bf16;  // bytes are read in order, page by page, when they are widened
+  const bool asks = a.type == PageType::bf16;  // codes are read in order, page by page, when they are widened
+  const int64_t bytes = kPagePositions * dim * 2;
   const PageScratch s = cut_scratch(scratch, queries, dim);
   for (int j = 0; j < queries; ++j) {
     state.max[j] = kLowest;
@@ -340,7 +323,7 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
     PageTile pages, next;
     find_pages(a, tile, begin, end, &pages);
     find_pages(a, tile + kAttendTile, begin, end, &next);
-    Asked ask_v = to_ask(pages.v, page_bytes(a.type, dim), queries), ask_k = to_ask(next.k, ask_v.bytes, queries);
+    Asked ask_v = to_ask(pages.v, bytes, queries), ask_k = to_ask(next.k, bytes, queries);
     if (a.type == PageType::q8) widen_pages(&pages, first, last, dim, s.halves);
     score_pages(s.q, queries, dim, pages, first, last, asks ? &ask_v : nullptr, s.scores);
     float keep[kMaxPageQueries];
@@ -358,7 +341,7 @@ void attend_pages(const PageArgs* args, int64_t begin, int64_t end, AttendState 
       to_halves(s.weights + j * kAttendTile, scores, kAttendTile, 1.0f);
     }
     for (int j = 0; j < queries; j += kPageQueries) {
-      with_queries(queries - j, [&]<int Q>() {
+      with_count<kPageQueries>(queries - j, [&]<int Q>() {
         mix_queries<Q>(state.values + j * dim, dim, keep + j, s.weights + j * kAttendTile, pages.v, first, last,
                        asks ? &ask_k : nullptr);
       });

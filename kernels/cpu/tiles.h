@@ -1,8 +1,9 @@
 // tiles.h: many rows of x times a tile of weight rows that lies ready in the second-level cache, in whatever units a
 // format of products counts its columns.
 //
-// Sums lie in memory, kLanes of them for each weight row and each of up to kSumsX rows of x, and are added up at the
-// end by lanes. Columns are taken in runs short enough for the first-level cache to hold those of the rows of x.
+// Sums lie in memory, kLanes of them for each weight row and each of the few rows of x that meet it at once, and are
+// added up at the end by lanes. Columns are taken in runs short enough for the first-level cache to hold those of the
+// rows of x.
 #pragma once
 
 #include "kernels/cpu/ints.h"
@@ -30,23 +31,13 @@ static inline const uint8_t* coded_row(const LinearArgs& a, CodedRows x, int64_t
   return x.data + (a.from != nullptr ? a.from[r] : r) * x.row_bytes;
 }
 
-// Calls body.operator()<N>() for n = N in [1, kSumsX].
-template <class Body>
-GEMMANTLE_VEC void with_x_rows(int64_t n, Body&& body) noexcept {
-  switch (n) {
-    case 1: return body.template operator()<1>();
-    case 2: return body.template operator()<2>();
-    case 3: return body.template operator()<3>();
-    default: return body.template operator()<kSumsX>();
-  }
-}
+// Sums of `rows` rows of weights with up to `x_rows` rows of x.
+constexpr int64_t sums_floats(int64_t rows, int x_rows = kSumsX) noexcept { return rows * x_rows * kLanes; }
 
-constexpr int64_t sums_floats(int64_t rows) noexcept { return rows * kSumsX * kLanes; }
-
-// Adds up the lanes of sums[rows][kSumsX] and puts columns [o, o + rows) of the products with X rows of x.
-template <int X>
+// Adds up the lanes of sums[rows][kMost] and puts columns [o, o + rows) of the products with X rows of x.
+template <int X, int kMost = kSumsX>
 void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const float* sums) noexcept {
-  constexpr int64_t kRowSums = kSumsX * kLanes;
+  constexpr int64_t kRowSums = kMost * kLanes;
   for (int j = 0; j < X; ++j) {
     const float* of_x = sums + j * kLanes;
     if (rows == kLanes) {
@@ -89,13 +80,13 @@ static inline Ahead weights_after(const LinearArgs& a, const Tile& tile, int64_t
   return {data, data + rows * a.w.row_bytes, (lines + steps - 1) / steps * kLine};
 }
 
-// add.operator()<X>(w, x, begin, end, sums) multiplies units [begin, end) of W weight rows and X rows of x, from zero
-// where begin is 0, else on top of `sums`, which hold sums_floats() of the tile's rows, a multiple of W. `last` ends
-// the rows of weights that tiles are cut from.
-template <int W, class Add>
+// add.operator()<X>(w, x, begin, end, sums) multiplies units [begin, end) of W weight rows and X rows of x, kMost at
+// most, from zero where begin is 0, else on top of `sums`, which hold sums_floats() of the tile's rows, a multiple of
+// W. `last` ends the rows of weights that tiles are cut from.
+template <int W, int kMost, class Add>
 GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Tile& tile, int64_t last, float* sums,
                                  Add add) noexcept {
-  const int64_t parts = (a.rows + kSumsX - 1) / kSumsX, runs = (tile.units + tile.at_once - 1) / tile.at_once;
+  const int64_t parts = (a.rows + kMost - 1) / kMost, runs = (tile.units + tile.at_once - 1) / tile.at_once;
   Ahead ahead = weights_after(a, tile, last, parts * runs * ((tile.rows + W - 1) / W));
   const auto multiply = [&]<int X>(int64_t r) __attribute__((always_inline)) {
     const uint8_t* x[X];
@@ -108,16 +99,16 @@ GEMMANTLE_VEC void multiply_tile(const LinearArgs& a, CodedRows coded, const Til
           const uint8_t* w[W];
           for (int n = 0; n < W; ++n) w[n] = tile.data + (i + n < tile.rows ? i + n : tile.rows - 1) * tile.row_bytes;
           fetch(ahead);
-          add.template operator()<X>(w, x, begin, end, sums + sums_floats(i));
+          add.template operator()<X>(w, x, begin, end, sums + sums_floats(i, kMost));
         }
-        if (end == tile.units) put_sums<X>(a, r, tile.first + group, rows, sums + sums_floats(group));
+        if (end == tile.units) put_sums<X, kMost>(a, r, tile.first + group, rows, sums + sums_floats(group, kMost));
       }
     }
   };
   // Rows of x in parts as equal as can be: one row alone waits for its own sums.
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t r = part * a.rows / parts;
-    with_x_rows((part + 1) * a.rows / parts - r, [&]<int X>() __attribute__((always_inline)) {
+    with_count<kMost>((part + 1) * a.rows / parts - r, [&]<int X>() __attribute__((always_inline)) {
       multiply.template operator()<X>(r);
     });
   }

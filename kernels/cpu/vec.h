@@ -70,5 +70,14 @@ GEMMANTLE_VEC Vec vtanh(Vec x) noexcept {
   return select(less(a, fill(0.625f)), near, with_sign_of(far, x));
 }
 
+// Calls body.operator()<N>() for n = N in [1, kMost]; more count as kMost.
+template <int kMost, class Body>
+GEMMANTLE_VEC void with_count(int64_t n, Body&& body) noexcept {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_count<kMost - 1>(n, body);
+  }
+  body.template operator()<kMost>();
+}
+
 }  // namespace
 }  // namespace gemmantle::cpu

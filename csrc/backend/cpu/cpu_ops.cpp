@@ -130,7 +130,9 @@ CpuOps::Encoded CpuOps::encode(Tensor x, const Weight& w) {
   Encoder* encoder = encoder_of(w);
   if (encoder == nullptr) return {};
   const cpu::CodedKernels& kernels = *encoder->kernels;
-  const int64_t row_bytes = ceil_div(kernels.bytes(x.cols), kLine) * kLine;
+  // An odd number of lines: several rows are read at once, and caches are slow where they lie a multiple of 4 KiB
+  // apart.
+  const int64_t row_bytes = (ceil_div(kernels.bytes(x.cols), kLine) | 1) * kLine;
   if (const int64_t bytes = x.rows * row_bytes + kLine; bytes > encoder->bytes) {
     encoder->memory = std::make_unique_for_overwrite<uint8_t[]>(static_cast<size_t>(bytes));
     encoder->bytes = bytes;
