@@ -2,8 +2,8 @@
 //
 // One f32 sum a lane runs over the columns, a vector of pairs at a time, and the lanes are added at the end: the order
 // depends on the row length only, so a row comes out with the same bits alone and in a batch. Few rows: weights stream
-// from where they lie. Many rows: a tile of weight rows is copied once to aligned, padded rows in the second-level
-// cache and meets all rows of x there.
+// from where they lie. Some rows: tiles of weight rows as they lie, where those are whole vectors. Many rows: a tile of
+// weight rows is copied once to aligned, padded rows in the second-level cache and meets all rows of x there.
 #pragma once
 
 #include "kernels/cpu/coded.h"
@@ -71,7 +71,7 @@ void halves_tile(const uint8_t* const (&w)[kHalvesW], const uint8_t* const (&x)[
     Pairs xs[X];
 #pragma GCC unroll 6
     for (int j = 0; j < X; ++j) xs[j] = load_pairs(x[j] + v * kVecBytes);
-#pragma GCC unroll 6
+#pragma GCC unroll 4
     for (int i = 0; i < kHalvesW; ++i) {
       const Pairs weights = load_pairs(w[i] + v * kVecBytes);
 #pragma GCC unroll 6

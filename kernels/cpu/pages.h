@@ -17,7 +17,6 @@ namespace {
 
 constexpr int kPages = kAttendTile / kPagePositions;  // of a tile
 constexpr int64_t kPairBytes = 4;
-constexpr int64_t kAskLine = 64;
 constexpr int64_t kHalvesAPiece = 256;              // columns of a row that are rounded at once when it is stored
 constexpr int kPageQueries = kLanes == 16 ? 8 : 4;  // that meet K or V when it is read
 
@@ -95,7 +94,7 @@ struct Asked {
 static inline Asked to_ask(const uint8_t* const* pages, int64_t bytes, int queries) noexcept {
   const int lines = page_vectors(queries) * kLanes / kPagePositions,
             groups = (queries + kPageQueries - 1) / kPageQueries;
-  return {pages, bytes, kAskLine * (lines > groups ? lines / groups : 1)};
+  return {pages, bytes, kLine * (lines > groups ? lines / groups : 1)};
 }
 
 GEMMANTLE_VEC void ask_on(Asked& asked) noexcept {
@@ -104,7 +103,7 @@ GEMMANTLE_VEC void ask_on(Asked& asked) noexcept {
     asked.at = asked.pages[asked.page++];
     asked.end = asked.at + asked.bytes;
   }
-  for (int64_t i = 0; i < asked.step; i += kAskLine) __builtin_prefetch(asked.at + i);
+  for (int64_t i = 0; i < asked.step; i += kLine) __builtin_prefetch(asked.at + i);
   asked.at += asked.step;
 }
 

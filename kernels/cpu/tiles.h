@@ -48,8 +48,6 @@ void put_sums(const LinearArgs& a, int64_t r, int64_t o, int64_t rows, const flo
   }
 }
 
-constexpr int64_t kLine = 64;  // bytes that memory gives at once
-
 // Asks for bytes at any address, whatever lies there.
 GEMMANTLE_VEC void ask_for(const uint8_t* at, int64_t bytes) noexcept {
   for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);

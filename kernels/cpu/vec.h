@@ -15,6 +15,7 @@
 namespace gemmantle::cpu {
 namespace {
 typedef uint8_t Bytes __attribute__((vector_size(16)));
+constexpr int64_t kLine = 64;  // bytes that memory gives at once
 }  // namespace
 }  // namespace gemmantle::cpu
 
