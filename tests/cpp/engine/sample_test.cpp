@@ -109,6 +109,32 @@ TEST(Sample, greedy_takes_the_largest_and_ties_go_to_the_lowest_id) {
   EXPECT_EQ(sample({1, 3, 2, 3}, row).id, 1);
 }
 
+TEST(Sample, greedy_over_a_long_row_is_what_one_loop_over_it_gives) {
+  SampleRow row;
+  row.temperature = 0;
+  std::mt19937 rng(7);
+  for (const size_t n : {1u, 31u, 33u, 4095u, 4096u, 4097u, 20000u}) {
+    for (int round = 0; round < 40; ++round) {
+      std::vector<float> logits = random_logits(rng, n);
+      const auto anywhere = [&]() -> float& { return logits[rng() % n]; };
+      const float largest = round % 4 == 0 ? kInf : round % 4 == 1 ? std::numeric_limits<float>::max() : 50.0f;
+      for (int ties = 0; ties < 3; ++ties) anywhere() = largest;
+      for (int bad = 0; bad < 5; ++bad) anywhere() = bad % 2 == 0 ? kNaN : -kInf;
+      if (round % 8 == 0) anywhere() = std::numeric_limits<float>::max();  // as large as infinity counts
+      int64_t best = -1;
+      double most = -kInf;
+      for (size_t i = 0; i < n; ++i) {
+        const double value = std::min<double>(logits[i], std::numeric_limits<float>::max());
+        if (!std::isnan(logits[i]) && value > most) {
+          most = value;
+          best = static_cast<int64_t>(i);
+        }
+      }
+      ASSERT_EQ(sample(logits, row).id, best) << n << " logits, round " << round << ", seed 7";
+    }
+  }
+}
+
 TEST(Sample, greedy_comes_after_bias_penalties_and_mask) {
   const std::vector<float> logits = {1, 3, 2, 2.5f};
   SampleRow row;
