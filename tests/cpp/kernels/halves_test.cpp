@@ -38,7 +38,7 @@ TEST_P(HalvesTest, products_are_those_of_the_halves_in_every_size) {
   for (const int64_t cols : {1, 2, 31, 32, 33, 63, 64, 100, 513, 1536, 1552, 5003}) {
     const int64_t outputs = cols == 100 ? 131 : cols == 513 ? 70 : 5;
     RandomWeight w(random, FormatId::bf16, outputs, cols, 1, static_cast<size_t>(cols % 4));
-    for (const int64_t rows : {1, 2, 3, 4, 5, 9}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 9, 16, 17}) {
       const std::vector<float> x = random.normals(rows * cols);
       std::vector<float> y(static_cast<size_t>(rows * outputs));
       multiply(k(), product_args(y, rows, w.weight), EncodedRows(k(), x, cols), 0, outputs);
@@ -61,7 +61,7 @@ TEST_P(HalvesTest, products_are_those_of_the_halves_in_every_size) {
 TEST_P(HalvesTest, a_row_has_the_same_bits_alone_and_in_a_batch) {
   Random random(36);
   for (const int64_t cols : {95, 4000}) {
-    const int64_t outputs = 67, rows = 11;
+    const int64_t outputs = 67, rows = 19;
     RandomWeight w(random, FormatId::bf16, outputs, cols);
     const std::vector<float> x = random.normals(rows * cols);
     std::vector<float> all(static_cast<size_t>(rows * outputs)), part(all.size());
